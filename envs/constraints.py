@@ -1,0 +1,260 @@
+"""Action masks declared instead of filled: a mask function returns one constraint per named action field.
+
+An action type is a dict of named fields, each a nominal enumeration (`enum.IntEnum`; values need not start at 0 nor be
+contiguous). A mask function maps the observation to constraints, `In` or `Mask`, per field:
+
+>>> class Gate(IntEnum):
+...     NORTH = 10
+...     SOUTH = 20
+...     EAST = 40
+>>> def open_gates(obs):
+...     return {"gate": In(obs["open"])}
+>>> legal_actions(open_gates({"open": [20, 40, -1]}), {"gate": Gate})
+array([[0, 1, 1]], dtype=int8)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike
+
+Fields = Mapping[str, type[IntEnum]]
+Constraints = Mapping[str, "In | Mask"]
+
+
+@dataclass(frozen=True)
+class In:
+    """Only these values of the enumeration are legal.
+
+    Args:
+        values: integers of shape (K,), or (N, K) for N environments. A value that the enumeration does not have is
+            ignored, so that -1 can pad rows of different length. K = 0 leaves the field unconstrained.
+
+    Example:
+        >>> Size = IntEnum("Size", {"SMALL": 3, "LARGE": 7})
+        >>> legal_actions({"size": In([7])}, {"size": Size})
+        array([[0, 1]], dtype=int8)
+        >>> legal_actions({"size": In([[3, -1], [3, 7]])}, {"size": Size}, num_envs=2)
+        array([[1, 0],
+               [1, 1]], dtype=int8)
+        >>> legal_actions({"size": In([])}, {"size": Size})
+        array([[1, 1]], dtype=int8)
+    """
+
+    values: ArrayLike
+
+    def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
+        """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
+        values = np.asarray(self.values)
+        if values.size and values.dtype.kind not in "iu":
+            raise ValueError(f"Field {field!r}: In() takes integers of the enumeration, got dtype {values.dtype}.")
+        values = _batch(values, num_envs, f"Field {field!r}: In() takes values of shape (K,) or ({num_envs}, K)")
+        order = np.argsort(members)
+        index = np.searchsorted(members, values, sorter=order).clip(max=len(members) - 1)
+        known = members[order[index]] == values
+        legal = np.zeros((num_envs, len(members)), bool)
+        legal[np.nonzero(known)[0], order[index[known]]] = True
+        return legal
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One flag per member, in the order in which the enumeration defines them.
+
+    Args:
+        flags: bool, or numbers that are 0 or 1, of shape (A,), or (N, A) for N environments. Another length is an
+            error; an empty constraint leaves the field unconstrained.
+
+    Example:
+        >>> Machine = IntEnum("Machine", {"A": 1, "B": 2, "C": 3})
+        >>> legal_actions({"machine": Mask([True, False, True])}, {"machine": Machine})
+        array([[1, 0, 1]], dtype=int8)
+        >>> legal_actions({"machine": Mask([1, 0])}, {"machine": Machine})
+        Traceback (most recent call last):
+        ...
+        ValueError: Field 'machine': Mask() takes one flag for each of its 3 members, of shape (3,) or (1, 3), got (2,).
+    """
+
+    flags: ArrayLike
+
+    def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
+        """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
+        count = len(members)
+        flags, given = np.asarray(self.flags), np.shape(self.flags)
+        shapes = f"one flag for each of its {count} members, of shape ({count},) or ({num_envs}, {count})"
+        expected = f"Field {field!r}: Mask() takes {shapes}"
+        flags = _batch(flags, num_envs, expected)
+        if flags.shape[1] != count:
+            raise ValueError(f"{expected}, got {given}.")
+        if not np.isin(flags, (0, 1)).all():
+            raise ValueError(f"Field {field!r}: Mask() takes flags that are True or False (1 or 0), got {self.flags}.")
+        return flags.astype(bool)
+
+
+def _batch(array: np.ndarray, num_envs: int, expected: str) -> np.ndarray:
+    if array.ndim not in (1, 2) or (array.ndim == 2 and len(array) != num_envs):
+        raise ValueError(f"{expected}, got {array.shape}.")
+    return np.broadcast_to(array, (num_envs, array.shape[-1]))
+
+
+def legal_actions(constraints: Constraints, fields: Fields, num_envs: int = 1) -> np.ndarray:
+    """The flat action mask (N, sum of members) int8 that the constraints leave; fields are independent of each other.
+
+    A field without a constraint, or with an empty one, is unconstrained.
+
+    Args:
+        constraints: what a mask function returned.
+        fields: the action type: the enumeration of each named field, in the order of the action's components.
+        num_envs: N.
+
+    Raises:
+        TypeError: the mask function returned something else than a mapping of field names to `In` or `Mask`.
+        ValueError: an unknown field, a constraint of the wrong shape, or a field left with no legal value.
+
+    Example:
+        >>> Pick = IntEnum("Pick", {"CUBE": 5, "BALL": 6})
+        >>> Place = IntEnum("Place", {"LEFT": 1, "RIGHT": 2})
+        >>> legal_actions({"place": Mask([0, 1])}, {"pick": Pick, "place": Place})
+        array([[1, 1, 0, 1]], dtype=int8)
+        >>> legal_actions({"pick": In([[5], [-1]])}, {"pick": Pick}, num_envs=2)
+        Traceback (most recent call last):
+        ...
+        ValueError: Environment 1: the constraint In on field 'pick' leaves no legal value among Pick(CUBE=5, BALL=6).
+    """
+    if not isinstance(constraints, Mapping):
+        raise TypeError(f"A mask function returns a dict of field names to In or Mask, got {type(constraints).__name__}.")
+    unknown = [name for name in constraints if name not in fields]
+    if unknown:
+        raise ValueError(f"The mask function constrains unknown fields {unknown}; the action has {list(fields)}.")
+    columns = []
+    for name, enumeration in fields.items():
+        members = np.array([int(member) for member in enumeration])
+        constraint = constraints.get(name)
+        if constraint is not None and not isinstance(constraint, In | Mask):
+            raise TypeError(f"Field {name!r}: expected In or Mask, got {type(constraint).__name__}.")
+        if constraint is None or np.size(next(iter(vars(constraint).values()))) == 0:
+            columns.append(np.ones((num_envs, len(members)), bool))
+            continue
+        legal = constraint.legal(name, members, num_envs)
+        empty = np.flatnonzero(~legal.any(axis=1))
+        if empty.size:
+            names = ", ".join(f"{member.name}={int(member)}" for member in list(enumeration)[:8])
+            raise ValueError(
+                f"Environment {empty[0]}: the constraint {type(constraint).__name__} on field {name!r} leaves no legal "
+                f"value among {enumeration.__name__}({names}{', ...' if len(members) > 8 else ''})."
+            )
+        columns.append(legal)
+    return np.concatenate(columns, axis=1).astype(np.int8)
+
+
+class _FieldActions:
+    """What both wrappers share: the action space of indices, the enumerations' values, the observation to show."""
+
+    def _declare(self, space: gym.Space, fields: Fields, mask_function: Callable, hide: tuple[str, ...]) -> None:
+        self.fields, self.mask_function, self.hide = dict(fields), mask_function, hide
+        self.members = [np.array([int(member) for member in enumeration]) for enumeration in fields.values()]
+        if not fields or any(len(members) == 0 for members in self.members):
+            raise ValueError("fields names at least one enumeration, and each has at least one member.")
+        missing = [key for key in hide if not isinstance(space, spaces.Dict) or key not in space.spaces]
+        if missing:
+            raise ValueError(f"hide={missing}: the observation space has no such keys, it is {space}.")
+
+    def _index_space(self) -> gym.Space:
+        sizes = [len(members) for members in self.members]
+        return spaces.Discrete(sizes[0]) if len(sizes) == 1 else spaces.MultiDiscrete(sizes)
+
+    def _shown(self, obs: Any) -> Any:
+        return {key: value for key, value in obs.items() if key not in self.hide} if self.hide else obs
+
+    def _shown_space(self, space: gym.Space) -> gym.Space:
+        return spaces.Dict(self._shown(space.spaces)) if self.hide else space
+
+    def _values(self, indices: np.ndarray, space: gym.Space) -> Any:
+        """Enumeration values for indices (..., K): by name for a Dict action space, else in the fields' order."""
+        values = [members[indices[..., k]] for k, members in enumerate(self.members)]
+        if isinstance(space, spaces.Dict):
+            return dict(zip(self.fields, values, strict=True))
+        return values[0] if isinstance(space, spaces.Discrete) else np.stack(values, axis=-1)
+
+
+class MaskFunction(_FieldActions, gym.Wrapper):
+    """Give any `gymnasium.Env` an action mask that is declared by a function of its observation.
+
+    The wrapped environment takes `Discrete` or `MultiDiscrete` indices, and its infos hold `action_mask` (sum of
+    members,) int8. The inner environment receives the enumeration's own values: a dict by field name if its action space
+    is a Dict, a scalar if it is Discrete, else an array in the fields' order.
+
+    Args:
+        env: the environment.
+        fields: the enumeration of each named action field.
+        mask_function: maps the observation to constraints; it sees all of it, hidden keys too.
+        hide: keys of a Dict observation that only the mask needs; the learner does not get them.
+
+    Example:
+        >>> from envs.job_routing import JobRouting, machines, only_machines_that_are_up
+        >>> from envs.base import SingleEnv
+        >>> env = SingleEnv(JobRouting(num_envs=1, num_machines=4, num_up=2))
+        >>> env = MaskFunction(env, {"machine": machines(4)}, only_machines_that_are_up, hide=("up",))
+        >>> obs, info = env.reset(seed=1)
+        >>> list(obs), int(info["action_mask"].sum())
+        (['job'], 2)
+    """
+
+    def __init__(self, env: gym.Env, fields: Fields, mask_function: Callable[[Any], Constraints], hide=()):
+        super().__init__(env)
+        self._declare(env.observation_space, fields, mask_function, tuple(hide))
+        self.action_space, self.observation_space = self._index_space(), self._shown_space(env.observation_space)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset, with the first state's mask in the info."""
+        obs, info = self.env.reset(**kwargs)
+        return self._shown(obs), info | {"action_mask": self._mask(obs)}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step with indices; the inner environment gets the enumerations' values."""
+        values = self._values(np.atleast_1d(action), self.env.action_space)
+        obs, reward, terminated, truncated, info = self.env.step(values)
+        return self._shown(obs), reward, terminated, truncated, info | {"action_mask": self._mask(obs)}
+
+    def _mask(self, obs: Any) -> np.ndarray:
+        return legal_actions(self.mask_function(obs), self.fields)[0]
+
+
+class VectorMaskFunction(_FieldActions, VectorWrapper):
+    """`MaskFunction` for a SAME_STEP vector environment with batched `final_obs`, such as `envs.base.BatchedEnv`.
+
+    The mask function sees the batched observation and returns batched constraints; arguments are those of `MaskFunction`.
+    """
+
+    def __init__(self, env: VectorEnv, fields: Fields, mask_function: Callable[[Any], Constraints], hide=()):
+        super().__init__(env)
+        self._declare(env.single_observation_space, fields, mask_function, tuple(hide))
+        self.single_action_space = self._index_space()
+        self.single_observation_space = self._shown_space(env.single_observation_space)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, with the first states' masks in the infos."""
+        obs, infos = self.env.reset(**kwargs)
+        return self._shown(obs), infos | self._mask(obs)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step with indices (N,) or (N, K); the inner environments get the enumerations' values."""
+        values = self._values(np.reshape(actions, (self.num_envs, -1)), self.env.single_action_space)
+        obs, rewards, terminations, truncations, infos = self.env.step(values)
+        if "final_obs" in infos:
+            infos["final_info"] |= self._mask(infos["final_obs"])
+            infos["final_obs"] = self._shown(infos["final_obs"])
+        return self._shown(obs), rewards, terminations, truncations, infos | self._mask(obs)
+
+    def _mask(self, obs: Any) -> dict[str, np.ndarray]:
+        masks = legal_actions(self.mask_function(obs), self.fields, self.num_envs)
+        return {"action_mask": masks, "_action_mask": np.ones(self.num_envs, bool)}
