@@ -104,7 +104,9 @@ def _batch(array: np.ndarray, num_envs: int, expected: str) -> np.ndarray:
     return np.broadcast_to(array, (num_envs, array.shape[-1]))
 
 
-def legal_actions(constraints: Constraints, fields: Fields, num_envs: int = 1) -> np.ndarray:
+def legal_actions(
+    constraints: Constraints, fields: Fields, num_envs: int = 1, terminated: np.ndarray | None = None
+) -> np.ndarray:
     """The flat action mask (N, sum of members) int8 that the constraints leave; fields are independent of each other.
 
     A field without a constraint, or with an empty one, is unconstrained.
@@ -113,6 +115,7 @@ def legal_actions(constraints: Constraints, fields: Fields, num_envs: int = 1) -
         constraints: what a mask function returned.
         fields: the action type: the enumeration of each named field, in the order of the action's components.
         num_envs: N.
+        terminated: (N,) bool, states that nobody acts in, which may have no legal action; default none of them.
 
     Raises:
         TypeError: the mask function returned something else than a mapping of field names to `In` or `Mask`.
@@ -143,7 +146,7 @@ def legal_actions(constraints: Constraints, fields: Fields, num_envs: int = 1) -
             columns.append(np.ones((num_envs, len(members)), bool))
             continue
         legal = constraint.legal(name, members, num_envs)
-        empty = np.flatnonzero(~legal.any(axis=1))
+        empty = np.flatnonzero(~legal.any(axis=1) if terminated is None else ~(legal.any(axis=1) | terminated))
         if empty.size:
             names = ", ".join(f"{member.name}={int(member)}" for member in list(enumeration)[:8])
             raise ValueError(
@@ -221,10 +224,11 @@ class MaskFunction(_FieldActions, gym.Wrapper):
         """Step with indices; the inner environment gets the enumerations' values."""
         values = self._values(np.atleast_1d(action), self.env.action_space)
         obs, reward, terminated, truncated, info = self.env.step(values)
-        return self._shown(obs), reward, terminated, truncated, info | {"action_mask": self._mask(obs)}
+        mask = self._mask(obs, terminated)
+        return self._shown(obs), reward, terminated, truncated, info | {"action_mask": mask}
 
-    def _mask(self, obs: Any) -> np.ndarray:
-        return legal_actions(self.mask_function(obs), self.fields)[0]
+    def _mask(self, obs: Any, terminated: bool = False) -> np.ndarray:
+        return legal_actions(self.mask_function(obs), self.fields, terminated=np.array([terminated]))[0]
 
 
 class VectorMaskFunction(_FieldActions, VectorWrapper):
@@ -251,10 +255,12 @@ class VectorMaskFunction(_FieldActions, VectorWrapper):
         values = self._values(np.reshape(actions, (self.num_envs, -1)), self.env.single_action_space)
         obs, rewards, terminations, truncations, infos = self.env.step(values)
         if "final_obs" in infos:
-            infos["final_info"] |= self._mask(infos["final_obs"])
+            infos["final_info"] |= self._mask(infos["final_obs"], terminations)
             infos["final_obs"] = self._shown(infos["final_obs"])
-        return self._shown(obs), rewards, terminations, truncations, infos | self._mask(obs)
+        # Without autoreset (a batch of one in SingleEnv) a terminal state is returned as it is.
+        waiting = terminations if "final_obs" not in infos else None
+        return self._shown(obs), rewards, terminations, truncations, infos | self._mask(obs, waiting)
 
-    def _mask(self, obs: Any) -> dict[str, np.ndarray]:
-        masks = legal_actions(self.mask_function(obs), self.fields, self.num_envs)
+    def _mask(self, obs: Any, terminated: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        masks = legal_actions(self.mask_function(obs), self.fields, self.num_envs, terminated)
         return {"action_mask": masks, "_action_mask": np.ones(self.num_envs, bool)}
