@@ -1,0 +1,315 @@
+"""`make_vec`: any registered environment as a vector environment whose masks, observations and resets are uniform."""
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+HOW_TO_GIVE_A_MASK = (
+    'Give info["action_mask"] in reset() and step(), or a method action_masks(), or an observation dict with the key '
+    '"action_mask"; or train without masks: --mask-mode none.'
+)
+NO_FLAT_FORM = (
+    "The observation space {} has no fixed flat form; expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
+    "Tuple of these."
+)
+
+
+def action_nvec(space: gym.Space) -> np.ndarray:
+    """The number of choices in each field of an action space, (K,) int64.
+
+    Raises:
+        ValueError: the space is none of Discrete, MultiDiscrete and MultiBinary.
+
+    >>> action_nvec(spaces.Discrete(4)), action_nvec(spaces.MultiDiscrete([3, 2])), action_nvec(spaces.MultiBinary(2))
+    (array([4]), array([3, 2]), array([2, 2]))
+    """
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n], np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ravel().astype(np.int64)
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(int(np.prod(space.shape)), 2, np.int64)
+    raise ValueError(f"The action space {space} is not supported; expected Discrete, MultiDiscrete or MultiBinary.")
+
+
+def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False) -> np.ndarray:
+    """Check masks on the host, before they reach the device, and return them as int8.
+
+    Args:
+        action_mask: (N, sum(nvec)), bool or numbers that are 0 or 1; 1 where the action is legal.
+        nvec: (K,) choices in each action field.
+        first_env: the index of the environment that row 0 belongs to, for the message.
+        ended: (N,) bool or a bool, rows of states that nobody acts in any more, which may have no legal action.
+
+    Raises:
+        ValueError: wrong shape, a value other than 0 and 1 (NaN among them), or a field without a legal action.
+
+    >>> check_action_mask([[1, 1, 0], [0, 0, 0]], np.array([3]))
+    Traceback (most recent call last):
+    ...
+    ValueError: Environment 1: the action mask leaves no legal action in field 0 (its 3 entries are all 0). ...
+    """
+    mask = np.asarray(action_mask)
+    if mask.ndim != 2 or mask.shape[1] != nvec.sum() or mask.dtype.kind not in "biuf":
+        fields = " + ".join(map(str, nvec[:6])) + (" + ..." if len(nvec) > 6 else "")
+        raise ValueError(
+            f"Environment {first_env}: the action mask has shape {mask.shape[1:]} and dtype {mask.dtype}; expected shape "
+            f"({nvec.sum()},), one entry for each choice ({fields}), as int8 with 1 where legal."
+        )
+    bad = (mask != 0) & (mask != 1)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"Environment {first_env + row}: the action mask holds {mask[row, column]} at entry {column}; expected only "
+            f"0 (illegal) and 1 (legal)."
+        )
+    mask = mask.astype(np.int8, copy=False)
+    if len(nvec) == 1:
+        legal = mask.any(axis=1, keepdims=True)
+    else:
+        legal = np.add.reduceat(mask, np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0
+    empty = ~(legal.all(axis=1) | ended)
+    if empty.any():
+        row = np.flatnonzero(empty)[0]
+        field = np.flatnonzero(~legal[row])[0]
+        raise ValueError(
+            f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its {nvec[field]} "
+            f"entries are all 0). A state in which the agent acts needs a legal action: add a no-op, or end the episode."
+        )
+    return mask
+
+
+def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
+    """A batch of observations as (N, D) float32, without a loop over environments; Discrete becomes one-hot.
+
+    >>> space = spaces.Dict({"cell": spaces.Discrete(3), "speed": spaces.Box(0, 1, (2,))})
+    >>> flatten_observations(space, {"cell": np.array([2]), "speed": np.array([[0.5, 1.0]])}, num_envs=1)
+    array([[0. , 0. , 1. , 0.5, 1. ]], dtype=float32)
+    """
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return np.asarray(obs, np.float32).reshape(num_envs, -1)
+    if isinstance(space, spaces.Discrete):
+        return np.eye(space.n, dtype=np.float32)[np.asarray(obs) - space.start]
+    if isinstance(space, spaces.MultiDiscrete):
+        columns = (np.asarray(obs) - space.start).reshape(num_envs, -1).T
+        parts = [np.eye(n, dtype=np.float32)[column] for n, column in zip(space.nvec.ravel(), columns, strict=True)]
+    elif isinstance(space, spaces.Dict):
+        parts = [flatten_observations(sub, obs[key], num_envs) for key, sub in space.spaces.items()]
+    elif isinstance(space, spaces.Tuple):
+        parts = [flatten_observations(sub, part, num_envs) for sub, part in zip(space.spaces, obs, strict=True)]
+    else:
+        raise ValueError(NO_FLAT_FORM.format(space))
+    return np.concatenate(parts, axis=1)
+
+
+class MaskToInfo(gym.Wrapper):
+    """Turn the three mask conventions of foreign environments into one: `info["action_mask"]`, int8, checked.
+
+    In this order: an `action_mask` in the info (Gymnasium), a method `action_masks()` (sb3-contrib), a key
+    "action_mask" of a Dict observation (PettingZoo, RLlib, OpenSpiel), which then leaves the observation.
+    An environment without a mask passes as it is.
+
+    Args:
+        env: the environment.
+        index: its index among the vector environment's, for messages.
+    """
+
+    def __init__(self, env: gym.Env, index: int = 0):
+        super().__init__(env)
+        self.index, self.nvec = index, action_nvec(env.action_space)
+        space = env.observation_space
+        self.in_observation = isinstance(space, spaces.Dict) and "action_mask" in space.spaces
+        if self.in_observation:
+            self.observation_space = spaces.Dict({k: v for k, v in space.spaces.items() if k != "action_mask"})
+        self.action_masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset, with the mask in the info."""
+        obs, info = self.env.reset(**kwargs)
+        return self._convert(obs, info, ended=False)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step, with the mask in the info."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, info = self._convert(obs, info, ended=terminated)
+        return obs, reward, terminated, truncated, info
+
+    def _convert(self, obs: Any, info: dict[str, Any], ended: bool) -> tuple[Any, dict[str, Any]]:
+        mask = info.get("action_mask")
+        if mask is None and self.action_masks:
+            mask = self.action_masks()
+        if self.in_observation:
+            mask = obs["action_mask"] if mask is None else mask
+            obs = {key: value for key, value in obs.items() if key != "action_mask"}
+        if mask is None:
+            return obs, info
+        return obs, info | {"action_mask": check_action_mask(np.asarray(mask)[None], self.nvec, self.index, ended)[0]}
+
+
+class UniformVectorEnv(VectorWrapper):
+    """What the scripts step: any SAME_STEP vector environment, checked, with one form of everything they read.
+
+    * `infos["action_mask"]` (N, sum(nvec)) int8 after every `reset` and `step`, checked (`check_action_mask`).
+    * `infos["final_obs"]`, where an episode ended: a batched observation, valid in the rows `infos["_final_obs"]`, and
+      `infos["final_info"]["action_mask"]` (N, sum(nvec)) its mask.
+    * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`.
+    * Actions are indices from 0: (N,) for Discrete, else (N, K); an action space's `start` is added here.
+    * With `flatten`, observations are (N, D) float32.
+
+    Args:
+        env: the vector environment.
+        require_mask: raise if it gives no mask; otherwise every action counts as legal.
+        flatten: flatten observations.
+
+    Raises:
+        ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or inf
+            in an observation or reward, with the environment's index.
+    """
+
+    def __init__(self, env: VectorEnv, require_mask: bool = True, flatten: bool = True):
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"{env} resets with autoreset mode {mode}; the scripts need AutoresetMode.SAME_STEP, in which the last step "
+                f"of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give the "
+                f"id an entry_point so that Gymnasium's vector environments can be used."
+            )
+        self.require_mask, self.flatten, self.raw_space = require_mask, flatten, env.single_observation_space
+        self.nvec = action_nvec(env.single_action_space)
+        self.start = getattr(env.single_action_space, "start", 0)
+        if flatten:
+            self.single_observation_space = spaces.Box(-np.inf, np.inf, (flat_size(self.raw_space),), np.float32)
+            self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments."""
+        obs, infos = self.env.reset(**kwargs)
+        self.episode_returns[:], self.episode_lengths[:] = 0.0, 0
+        return self._observation(obs), infos | {"action_mask": self._mask(infos)}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all environments."""
+        obs, rewards, terminations, truncations, infos = self.env.step(actions + self.start)
+        if not np.isfinite(rewards).all():
+            row = np.flatnonzero(~np.isfinite(rewards))[0]
+            raise ValueError(f"Environment {row}: the reward is {rewards[row]}; expected a finite number.")
+        self.episode_returns += rewards
+        self.episode_lengths += 1
+        ended = terminations | truncations
+        if ended.any():
+            self._finish(infos, ended, terminations)
+        infos["action_mask"] = self._mask(infos)
+        return self._observation(obs), rewards, terminations, truncations, infos
+
+    def _finish(self, infos: dict[str, Any], ended: np.ndarray, terminations: np.ndarray) -> None:
+        infos["episode"] = {"r": self.episode_returns.copy(), "l": self.episode_lengths.copy()}
+        infos["_episode"] = ended
+        self.episode_returns[ended], self.episode_lengths[ended] = 0.0, 0
+        final_obs, rows = infos["final_obs"], np.flatnonzero(ended)
+        if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # Gymnasium's: one object a row, or None
+            batch = gym.vector.utils.create_empty_array(self.raw_space, self.num_envs)
+            filled = [final_obs[i if ended[i] else rows[0]] for i in range(self.num_envs)]
+            final_obs = gym.vector.utils.concatenate(self.raw_space, filled, batch)
+        infos["final_obs"], infos["_final_obs"] = self._observation(final_obs), ended
+        final_info = infos["final_info"]
+        final_info["action_mask"] = self._mask(final_info, ended, terminations)
+
+    def _mask(self, infos: dict[str, Any], expected: Any = True, terminations: Any = False) -> np.ndarray:
+        if not self.require_mask and "action_mask" not in infos:
+            return np.ones((self.num_envs, self.nvec.sum()), np.int8)
+        given = infos.get("_action_mask", np.zeros(self.num_envs, bool))
+        missing = np.flatnonzero(expected & ~given)
+        if missing.size:
+            raise ValueError(f"Environment {missing[0]}: no action mask was given. {HOW_TO_GIVE_A_MASK}")
+        return check_action_mask(infos["action_mask"], self.nvec, ended=terminations | ~given)
+
+    def _observation(self, obs: Any) -> Any:
+        if not self.flatten:
+            return obs
+        flat = flatten_observations(self.raw_space, obs, self.num_envs)
+        if not np.isfinite(flat).all():
+            row, column = np.argwhere(~np.isfinite(flat))[0]
+            raise ValueError(
+                f"Environment {row}: the observation holds {flat[row, column]} at entry {column} of its flat form; expected "
+                f"finite numbers. Training stops here, before they reach the network."
+            )
+        return flat
+
+
+def make_vec(
+    env_id: str,
+    num_envs: int,
+    env_kwargs: dict[str, Any] | None = None,
+    async_envs: bool = False,
+    require_mask: bool = True,
+    flatten: bool = True,
+    render_mode: str | None = None,
+) -> UniformVectorEnv:
+    """Make `num_envs` copies of a registered environment, as the scripts need them (`UniformVectorEnv`).
+
+    An id whose `vector_entry_point` gives a SAME_STEP vector environment, as ours do, is made with it; any other goes
+    through Gymnasium's SyncVectorEnv, or with `async_envs` through AsyncVectorEnv, one process an environment.
+
+    Args:
+        env_id: a registered id, or "module:Id-v0" to import a module that registers it.
+        num_envs: N.
+        env_kwargs: arguments of the environment.
+        async_envs: for slow environments that others wrote.
+        require_mask: raise if the environment gives no mask; otherwise every action counts as legal.
+        flatten: observations as (N, D) float32.
+        render_mode: "rgb_array" or "ansi" to render.
+
+    Raises:
+        ValueError: an unknown id, arguments that the environment does not take, or what `UniformVectorEnv` refuses.
+    """
+    kwargs = dict(env_kwargs or {})
+    if render_mode:
+        kwargs["render_mode"] = render_mode
+    try:
+        spec = gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"--env-id {env_id}: {error} Ids of this repository begin with Masked/.") from error
+    try:
+        env = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs) if spec.vector_entry_point else None
+        if env is None or (spec.entry_point and env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP):
+            vectorise = AsyncVectorEnv if async_envs else SyncVectorEnv
+            makers = [lambda index=index: MaskToInfo(gym.make(env_id, **kwargs), index) for index in range(num_envs)]
+            env = vectorise(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+        elif async_envs:
+            raise ValueError(f"--async-envs: {env_id} is batched already and steps all environments at once; leave it out.")
+    except (TypeError, gym.error.Error) as error:
+        raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {error}") from error
+    return UniformVectorEnv(env, require_mask, flatten)
+
+
+def flat_size(space: gym.Space) -> int:
+    """The number of entries D of a flattened observation; raises ValueError for a space without a flat form."""
+    try:
+        return spaces.flatdim(space)
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(NO_FLAT_FORM.format(space)) from error
+
+
+def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
+    """The pairs KEY VALUE of --env-kwargs; values are Python literals, or else plain text.
+
+    >>> parse_env_kwargs(["size", "8", "map_name", "4x4"])
+    {'size': 8, 'map_name': '4x4'}
+    """
+    if len(pairs) % 2:
+        raise ValueError(f"--env-kwargs takes pairs KEY VALUE, got {len(pairs)} words: {' '.join(pairs)}.")
+    kwargs = {}
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        try:
+            kwargs[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            kwargs[key] = value
+    return kwargs
