@@ -209,6 +209,18 @@ class UniformVectorEnv(VectorWrapper):
         infos["action_mask"] = self._mask(infos)
         return self._observation(obs), rewards, terminations, truncations, infos
 
+    def get_state(self) -> dict[str, Any] | None:
+        """All state, the statistics of running episodes included; None if the environments cannot be saved."""
+        if not hasattr(self.env.unwrapped, "get_state"):
+            return None
+        statistics = {"episode_returns": self.episode_returns.copy(), "episode_lengths": self.episode_lengths.copy()}
+        return statistics | {"env": self.env.unwrapped.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` gave."""
+        self.episode_returns[:], self.episode_lengths[:] = state["episode_returns"], state["episode_lengths"]
+        self.env.unwrapped.set_state(state["env"])
+
     def _finish(self, infos: dict[str, Any], ended: np.ndarray, terminations: np.ndarray) -> None:
         infos["episode"] = {"r": self.episode_returns.copy(), "l": self.episode_lengths.copy()}
         infos["_episode"] = ended

@@ -1,0 +1,726 @@
+"""Masked PPO: illegal actions get probability 0, in acting and in the gradient. One file, Discrete to MultiBinary.
+
+    python ppo_action_mask.py                                                     # JobRouting: 16 machines, half are down
+    python ppo_action_mask.py --env-id Masked/Maze-v0 --total-timesteps 5000000   # a new maze each episode
+    python ppo_action_mask.py --env-id Taxi-v4 --mask-mode none                   # the same agent without the mask
+    torchrun --nproc-per-node 2 ppo_action_mask.py                                # data-parallel, one rank a core or GPU
+    tensorboard --logdir runs
+
+Scores, minutes and spread over seeds of every environment are in the README.
+
+References: Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347
+            Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171
+            Huang et al. 2022, The 37 implementation details of PPO (numbers in the comments follow this file's README)
+"""
+
+import functools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import tyro
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from envs.vector import make_vec, parse_env_kwargs
+
+
+@dataclass
+class Args:
+    """Masked PPO for Discrete, MultiDiscrete and MultiBinary actions."""
+
+    # Experiment
+    exp_name: str = "ppo_action_mask"
+    """name of the experiment, the first part of the run's folder under runs/"""
+    seed: int = 1
+    """seed of everything random; rank r adds r"""
+    track: bool = False
+    """log to Weights & Biases too (pip install wandb)"""
+    wandb_project_name: str = "masked-rl"
+    """project name at Weights & Biases"""
+    capture_video: bool = False
+    """write agent.gif, the trained agent playing, into the run's folder"""
+    save_model: bool = True
+    """write checkpoint.pt into the run's folder at the end, and on SIGINT or SIGTERM"""
+    checkpoint_every: int = 0
+    """iterations between checkpoints during training; 0: none"""
+    resume: str | None = None
+    """checkpoint.pt of a run to continue, with that run's flags and in its folder"""
+    eval_episodes: int = 100
+    """episodes played greedily after training, with the mask and again without; 0: none"""
+    eval_only: str | None = None
+    """checkpoint.pt of an agent to evaluate without training"""
+
+    # Environment
+    env_id: str = "Masked/JobRouting-v0"
+    """any registered id; module:Id-v0 imports the module first"""
+    env_kwargs: tuple[str, ...] = ()
+    """arguments of the environment as pairs KEY VALUE"""
+    num_envs: int = 64
+    """environments over all ranks, each stepped once before every action"""
+    async_envs: bool = False
+    """one process for each environment, for slow ones that others wrote"""
+
+    # Mask
+    mask_mode: Literal["mask", "naive", "penalty", "none"] = "mask"
+    """mask: sample and learn with it; naive: sample with it only; penalty: illegal actions cost; none: ignore it"""
+    invalid_penalty: float = -0.1
+    """added to the reward for each illegal action under --mask-mode penalty"""
+
+    # Algorithm
+    total_timesteps: int = 1_000_000
+    """environment steps over all environments and ranks"""
+    num_steps: int = 16
+    """steps of each environment in a rollout"""
+    minibatch_size: int = 256
+    """samples in a gradient step over all ranks; updates per sample decide learning, so this is no num_minibatches"""
+    update_epochs: int = 4
+    """passes over each rollout"""
+    learning_rate: float = 1e-3
+    """Adam's step size"""
+    anneal_lr: bool = True
+    """let the learning rate fall linearly to 0"""
+    gamma: float = 0.99
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of generalized advantage estimation"""
+    norm_adv: bool = True
+    """normalize the advantages of a rollout to mean 0 and deviation 1, over all ranks"""
+    clip_coef: float = 0.2
+    """the ratio is clipped to 1 +- this"""
+    clip_vloss: bool = True
+    """clip the change of the value as well"""
+    ent_coef: float = 0.01
+    """weight of the entropy over legal actions"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """gradients are scaled down to this norm"""
+    target_kl: float | None = None
+    """end an update's epochs early beyond this approximate KL divergence"""
+    hidden_dim: int = 64
+    """width of the two hidden layers of policy and value"""
+
+    # Runtime
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU"""
+    torch_deterministic: bool = True
+    """use deterministic kernels only"""
+    compile: bool = False
+    """compile the gradient of the loss: about 10 s at the start (1 s from the cache), faster updates after"""
+    num_threads: int = 1
+    """torch's CPU threads in each process; small networks gain nothing from more"""
+
+
+# The class to copy: it needs torch and einops only.
+class CategoricalMasked:
+    """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
+
+    Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
+    they get no gradient either. All fields are computed at once. Half-precision logits are computed in float32, where
+    no legal logit can come near the replacement. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+
+    Args:
+        logits: (..., sum(nvec)), any floating dtype.
+        mask: bool of the same shape, True where legal, or None: all legal.
+        nvec: choices in each of K fields; None for one field, whose actions then have no field axis.
+        validate: look at the mask's values, which waits for the device; False if they were checked on the host.
+
+    Raises:
+        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice.
+
+    >>> dist = CategoricalMasked(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[True, True, False]]))
+    >>> dist.probs
+    tensor([[0.2689, 0.7311, 0.0000]])
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor | None, nvec: tuple[int, ...] | None = None, validate: bool = True):
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != logits.shape):
+            raise ValueError(
+                f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected the logits' shape "
+                f"{tuple(logits.shape)} and torch.bool, True where legal."
+            )
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        self.single = nvec is None
+        if nvec is not None and len(set(nvec)) == 1:
+            logits = rearrange(logits, "... (k a) -> ... k a", k=len(nvec))
+            mask = None if mask is None else rearrange(mask, "... (k a) -> ... k a", k=len(nvec))
+        elif nvec is not None:  # fields of unequal size: pad all to the largest, with choices that are never legal
+            index, real = self._padding(nvec, logits.device)
+            mask = real.expand(*logits.shape[:-1], -1, -1) if mask is None else mask[..., index] & real
+            logits = logits[..., index]
+        self.mask = mask  # (..., A) or (..., K, A)
+        if validate and mask is not None and not mask.any(-1).all():
+            raise ValueError(f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False.")
+        self.lowest = torch.finfo(logits.dtype).min
+        self.logits = logits if mask is None else torch.where(mask, logits, self.lowest)
+
+    @staticmethod
+    @functools.lru_cache
+    def _padding(nvec: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+        sizes = torch.tensor(nvec, device=device)
+        column = torch.arange(max(nvec), device=device)
+        real = column < sizes[:, None]  # (K, A)
+        return torch.where(real, (sizes.cumsum(0) - sizes)[:, None] + column, 0), real
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities (..., A), or (..., K, A) with fields padded to the largest."""
+        return self.logits.softmax(-1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable action: int64 (...), or (..., K)."""
+        return self.logits.argmax(-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A random action: int64 (...), or (..., K). The Gumbel-max trick, faster than torch.multinomial."""
+        noisy = self.logits - torch.empty_like(self.logits).exponential_(generator=generator).log()
+        # An exponential draw can be 0 in float32 and its noise +inf, so the mask comes after the noise.
+        return (noisy if self.mask is None else torch.where(self.mask, noisy, self.lowest)).argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-probability (...) of `action` int64 (...) or (..., K), summed over fields."""
+        log_prob = self.logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return log_prob if self.single else log_prob.sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy (...) in nats over legal actions, summed over fields."""
+        log_probs = self.logits.log_softmax(-1)
+        # log_softmax(x).exp() is ten times slower than softmax(x) where x holds the lowest number (on CPUs).
+        p_log_p = self.probs * (log_probs if self.mask is None else torch.where(self.mask, log_probs, 0.0))
+        return -p_log_p.sum(-1) if self.single else -p_log_p.sum((-1, -2))
+
+
+def layer_init(layer: nn.Linear, std: float = np.sqrt(2), bias_const: float = 0.0) -> nn.Linear:
+    """Orthogonal weights of gain `std` and a constant bias."""
+    nn.init.orthogonal_(layer.weight, std)
+    nn.init.constant_(layer.bias, bias_const)
+    return layer
+
+
+class Agent(nn.Module):
+    """Separate policy and value networks over flat observations."""
+
+    def __init__(self, obs_dim: int, nvec: tuple[int, ...], hidden_dim: int):
+        super().__init__()
+        self.nvec = nvec if len(nvec) > 1 else None
+        # --- adapt this to your env ---
+        self.actor = self._mlp(obs_dim, hidden_dim, sum(nvec), std=0.01)  # a policy near uniform over legal actions
+        self.critic = self._mlp(obs_dim, hidden_dim, 1, std=1.0)
+        # ------------------------------
+
+    @staticmethod
+    def _mlp(obs_dim: int, hidden_dim: int, out_dim: int, std: float) -> nn.Sequential:
+        return nn.Sequential(
+            layer_init(nn.Linear(obs_dim, hidden_dim)),
+            nn.Tanh(),
+            layer_init(nn.Linear(hidden_dim, hidden_dim)),
+            nn.Tanh(),
+            layer_init(nn.Linear(hidden_dim, out_dim), std=std),
+        )
+
+    def policy(self, obs: Tensor, mask: Tensor | None) -> CategoricalMasked:
+        """Distribution over actions for obs (B, D) and mask (B, sum(nvec)), which was checked on the host."""
+        return CategoricalMasked(self.actor(obs), mask, self.nvec, validate=False)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Values (B,) of obs (B, D)."""
+        return self.critic(obs).squeeze(-1)
+
+    def forward(self, obs: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability, entropy and value, each (B,)."""
+        policy = self.policy(obs, mask)
+        return policy.log_prob(action), policy.entropy(), self.value(obs)
+
+
+def flat_parameters(module: nn.Module) -> nn.Parameter:
+    """Move all parameters into one vector, of which they become views, and their gradients likewise.
+
+    One vector makes Adam, gradient clipping and averaging over ranks a single operation each.
+    """
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    flat.grad = torch.zeros_like(flat)
+    offset = 0
+    for p in module.parameters():
+        view = slice(offset, offset + p.numel())
+        p.data, p.grad = flat.data[view].view_as(p), flat.grad[view].view_as(p)
+        offset += p.numel()
+    return flat
+
+
+def compute_gae(
+    rewards: Tensor, values: Tensor, next_values: Tensor, dones: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Advantages (T, N) by generalized advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438).
+
+    Args:
+        rewards, values: (T, N), of step t and of the state it was taken in.
+        next_values: (T, N), value of the state that the step led to: 0 where it terminated, that of the final
+            observation where it was truncated (truncation is not termination).
+        dones: (T, N) bool, the step ended an episode either way.
+        gamma, gae_lambda: discount and lambda.
+    """
+    deltas = rewards + gamma * next_values - values
+    carry = gamma * gae_lambda * (~dones)
+    advantages = torch.empty_like(deltas)
+    advantage = torch.zeros_like(deltas[0])
+    for t in reversed(range(len(deltas))):
+        advantage = advantages[t] = deltas[t] + carry[t] * advantage
+    return advantages
+
+
+def ppo_loss(agent: Any, mb: tuple[Tensor | None, ...], args: Args) -> tuple[Tensor, Tensor]:
+    """The clipped loss of a minibatch, and its terms as METRICS, (7,) without gradient.
+
+    Args:
+        agent: callable as `Agent`.
+        mb: obs (B, D), actions, masks or None, old log-probabilities, advantages, returns and old values (B,).
+        args: coefficients.
+    """
+    mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
+    newlogprob, entropy, newvalue = agent(mb_obs, mb_actions, mb_masks)
+    logratio = newlogprob - mb_logprobs
+    ratio = logratio.exp()
+    clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
+    pg_loss = -torch.min(mb_advantages * ratio, mb_advantages * clipped).mean()
+
+    v_loss = (newvalue - mb_returns) ** 2
+    if args.clip_vloss:
+        v_clipped = mb_values + (newvalue - mb_values).clamp(-args.clip_coef, args.clip_coef)
+        v_loss = torch.max(v_loss, (v_clipped - mb_returns) ** 2)
+    v_loss = 0.5 * v_loss.mean()
+
+    entropy_loss = entropy.mean()
+    loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
+    with torch.no_grad():
+        approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
+        clipfrac = (clipped != ratio).float().mean()
+        metrics = torch.stack((pg_loss, v_loss, entropy_loss, -logratio.mean(), approx_kl, clipfrac, loss))
+    return loss, metrics
+
+
+METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "loss")
+
+
+def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000) -> dict[str, float]:
+    """Play `args.eval_episodes` greedy episodes, the mask applied or removed, and average over them.
+
+    Every environment plays the same number of episodes: taking the first to finish would favour short ones. Where the
+    environment knows best play, `optimality` is the return as a share of the optimum.
+    """
+    num_envs = min(args.eval_episodes, args.num_envs)
+    envs = make_vec(args.env_id, num_envs, parse_env_kwargs(args.env_kwargs), args.async_envs, use_mask)
+    left = np.full(num_envs, args.eval_episodes // num_envs)
+    left[: args.eval_episodes % num_envs] += 1
+    obs, infos = envs.reset(seed=seed)
+    totals = {"episodic_return": 0.0, "episodic_length": 0.0, "optimal_return": 0.0, "optimal_length": 0.0}
+    illegal = steps = 0
+    while left.any():
+        mask = torch.from_numpy(infos["action_mask"]).bool().to(device)
+        with torch.inference_mode():
+            actions = agent.policy(torch.from_numpy(obs).to(device), mask if use_mask else None).mode
+        illegal += int((illegal_actions(actions, mask, agent.nvec).cpu().numpy() & (left > 0)).sum())
+        steps += int((left > 0).sum())
+        obs, _, _, _, infos = envs.step(actions.cpu().numpy())
+        if "episode" in infos:
+            ended = infos["_episode"] & (left > 0)
+            left[ended] -= 1
+            totals["episodic_return"] += infos["episode"]["r"][ended].sum()
+            totals["episodic_length"] += infos["episode"]["l"][ended].sum()
+            for key in totals.keys() & infos["final_info"].keys():
+                totals[key] += infos["final_info"][key][ended].sum()
+    envs.close()
+    scores = {key: float(total) / args.eval_episodes for key, total in totals.items() if total}
+    if "optimal_return" in scores:
+        scores["optimality"] = scores.get("episodic_return", 0.0) / scores["optimal_return"]
+    return {"episodic_return": 0.0} | scores | {"illegal_rate": illegal / steps}
+
+
+def illegal_actions(actions: Tensor, mask: Tensor, nvec: tuple[int, ...] | None) -> Tensor:
+    """Which actions (B,) or (B, K) break the mask (B, sum(nvec)): bool (B,)."""
+    if nvec is None:
+        return ~mask.gather(-1, actions[:, None]).squeeze(-1)
+    starts = torch.tensor((0, *nvec[:-1]), device=actions.device).cumsum(0)
+    return ~mask.gather(-1, actions + starts).all(-1)
+
+
+def play(agent: Agent, args: Args, device: torch.device, max_frames: int = 200) -> list[np.ndarray]:
+    """Pictures (H, W, 3) uint8 of the greedy agent playing from a new episode on."""
+    kwargs = parse_env_kwargs(args.env_kwargs)
+    envs = make_vec(args.env_id, 1, kwargs, require_mask=args.mask_mode != "none", render_mode="rgb_array")
+    obs, infos = envs.reset(seed=20_000)
+    frames = [envs.render()[0]]
+    while len(frames) < max_frames:
+        mask = torch.from_numpy(infos["action_mask"]).bool().to(device)
+        with torch.inference_mode():
+            actions = agent.policy(torch.from_numpy(obs).to(device), mask if masks_acting(args) else None).mode
+        obs, _, _, _, infos = envs.step(actions.cpu().numpy())
+        frames.append(envs.render()[0])
+    envs.close()
+    return frames
+
+
+def masks_acting(args: Args) -> bool:
+    """Whether the mask restricts what is sampled."""
+    return args.mask_mode in ("mask", "naive")
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write to a temporary name and move it into place, so that a kill at any moment leaves a whole file."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_checkpoint(path: str, args: Args, flag: str) -> tuple[dict[str, Any], Args]:
+    """A checkpoint and the flags it was trained with, runtime flags from `args`; raises ValueError saying what is wrong."""
+    if not Path(path).is_file():
+        raise ValueError(f"--{flag} {path}: there is no such file; expected the checkpoint.pt of a run under runs/.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        script, saved = checkpoint["script"], checkpoint["args"]
+    except Exception as error:
+        raise ValueError(f"--{flag} {path}: not a whole checkpoint of these scripts ({type(error).__name__}); a truncated "
+                         f"file cannot be continued, start again or name another one.") from error  # fmt: skip
+    if script != "ppo_action_mask":
+        raise ValueError(f"--{flag} {path}: a checkpoint of {script}.py, expected one of ppo_action_mask.py.")
+    default, runtime = Args(), ("resume", "eval_only", "eval_episodes", "capture_video", "device", "checkpoint_every", "track")
+    for name, value in vars(args).items():
+        if name in runtime:
+            saved[name] = value
+        elif value not in (getattr(default, name), saved[name]):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {value}: the checkpoint was trained with {saved[name]}. A checkpoint brings its "
+                             f"own flags; leave --{option} out, or start a new run.")  # fmt: skip
+    return checkpoint, Args(**saved | {"env_kwargs": tuple(saved["env_kwargs"])})
+
+
+def swap_arrays(state: Any) -> Any:
+    """NumPy arrays to tensors and tensors to arrays, in nested dicts: torch.load(weights_only=True) takes tensors only."""
+    if isinstance(state, dict):
+        return {key: swap_arrays(value) for key, value in state.items()}
+    if isinstance(state, Tensor):
+        return state.numpy()
+    return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
+
+
+def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tuple[Tensor | None, ...]], Tensor]:
+    """A function that puts the gradient of a minibatch's loss into `flat.grad` and returns its METRICS."""
+
+    def eager(mb: tuple[Tensor | None, ...]) -> Tensor:
+        flat.grad.zero_()
+        loss, metrics = ppo_loss(agent, mb, args)
+        loss.backward()
+        return metrics
+
+    if not args.compile:
+        return eager
+    names, shapes = zip(*((name, p.shape) for name, p in agent.named_parameters()), strict=True)
+    sizes = [shape.numel() for shape in shapes]
+
+    def loss_of_vector(vector: Tensor, mb: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
+        views = (part.view(shape) for part, shape in zip(vector.split(sizes), shapes, strict=True))
+        parameters = dict(zip(names, views, strict=True))
+        return ppo_loss(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
+
+    # Forward and backward in one graph with one input and one output for all parameters: little is left to call.
+    graph = torch.compile(torch.func.grad(loss_of_vector, has_aux=True), options={"cpp_wrapper": True})
+
+    def compiled(mb: tuple[Tensor | None, ...]) -> Tensor:
+        with torch.no_grad():
+            grad, metrics = graph(flat.detach(), mb)
+        flat.grad.copy_(grad)
+        return metrics
+
+    return compiled
+
+
+def check_args(args: Args, world_size: int) -> None:
+    """Refuse what cannot work before any time is spent on it."""
+    batch_size = args.num_envs * args.num_steps
+    for name in ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps", "num_threads", "hidden_dim"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1.")
+    if args.num_envs % world_size or args.minibatch_size % world_size:
+        raise ValueError(f"--num-envs {args.num_envs} and --minibatch-size {args.minibatch_size} are totals that the "
+                         f"{world_size} ranks share; expected multiples of {world_size}.")  # fmt: skip
+    if batch_size % args.minibatch_size:
+        raise ValueError(f"--minibatch-size {args.minibatch_size} does not divide a rollout of --num-envs {args.num_envs} x "
+                         f"--num-steps {args.num_steps} = {batch_size} samples; expected a divisor of it.")  # fmt: skip
+    if args.total_timesteps < batch_size:
+        raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here; use --device auto or cpu, or install torch for CUDA.")
+    if args.track:
+        import importlib.util
+
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError("--track needs Weights & Biases: pip install wandb, or leave --track out.")
+
+
+def main(args: Args) -> dict[str, float]:
+    """Train, evaluate and write everything into runs/; returns the scores of the evaluation."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    checkpoint = None
+    if path := args.eval_only or args.resume:
+        checkpoint, args = load_checkpoint(path, args, "eval-only" if args.eval_only else "resume")
+    check_args(args, world_size)
+    use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
+    torch.set_num_threads(args.num_threads)
+    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(args.seed + rank)
+    if world_size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+
+    num_envs, minibatch_size = args.num_envs // world_size, args.minibatch_size // world_size  # of this rank
+    kwargs, require_mask = parse_env_kwargs(args.env_kwargs), args.mask_mode != "none"
+    if args.capture_video:
+        make_vec(args.env_id, 1, kwargs, require_mask=require_mask, render_mode="rgb_array").close()
+    envs = make_vec(args.env_id, num_envs, kwargs, args.async_envs, require_mask)
+    obs_dim, nvec = envs.single_observation_space.shape[0], tuple(envs.nvec.tolist())
+    agent = Agent(obs_dim, nvec, args.hidden_dim).to(device)
+    flat = flat_parameters(agent)
+    optimizer = torch.optim.Adam([flat], lr=args.learning_rate, eps=1e-5, fused=True)
+    if checkpoint:
+        if (checkpoint["obs_dim"], tuple(checkpoint["nvec"])) != (obs_dim, nvec):
+            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} choices, but "
+                             f"{args.env_id} now has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
+        agent.load_state_dict(checkpoint["model"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+    if args.eval_only:
+        scores = {"mask": evaluate(agent, args, device, require_mask), "no_mask": evaluate(agent, args, device, False)}
+        print(json.dumps(scores, indent=2))
+        return scores["mask"]
+    if world_size > 1:
+        dist.broadcast(flat.data, src=0)
+
+    # START: a new run, or where a checkpoint left off
+    next_obs, infos = envs.reset(seed=args.seed + rank * num_envs)
+    next_mask, iteration = infos["action_mask"], 0
+    if checkpoint:
+        if len(checkpoint["ranks"]) != world_size:
+            raise ValueError(f"--resume {path}: written by {len(checkpoint['ranks'])} ranks, started with {world_size}; "
+                             f"expected torchrun --nproc-per-node {len(checkpoint['ranks'])}.")  # fmt: skip
+        run_dir, iteration, mine = Path(path).parent, checkpoint["iteration"], checkpoint["ranks"][rank]
+        generator.set_state(mine["generator"])
+        torch.set_rng_state(mine["torch"])
+        if mine["envs"] is None:
+            print(f"{args.env_id} cannot be saved, so its environments restart; the agent and its optimizer continue.")
+            next_obs, infos = envs.reset(seed=args.seed + rank * num_envs + iteration * args.num_envs)
+            next_mask = infos["action_mask"]
+        else:
+            envs.set_state(swap_arrays(mine["envs"]))
+            next_obs, next_mask = mine["next_obs"].numpy(), mine["next_mask"].numpy()
+    else:
+        name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}__{int(time.time())}"
+        run_dir = Path("runs") / name.replace(":", "-")
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=bool(checkpoint))
+        if args.track:
+            import wandb
+
+            wandb.init(project=args.wandb_project_name, name=run_dir.name, config=vars(args), sync_tensorboard=True)
+        batch_size = args.num_envs * args.num_steps
+        writer = SummaryWriter(run_dir, purge_step=iteration * batch_size if checkpoint else None)
+        rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+        writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+    stopped_by: list[int] = []
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, frame: stopped_by.append(signum))
+
+    def save() -> None:
+        mine = {
+            "generator": generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "envs": swap_arrays(envs.get_state()),
+            "next_obs": torch.from_numpy(next_obs),
+            "next_mask": torch.from_numpy(next_mask),
+        }
+        ranks: list[Any] = [None] * world_size
+        if world_size > 1:
+            dist.all_gather_object(ranks, mine)
+        if rank == 0:
+            state = {"model": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
+            shapes = {"obs_dim": obs_dim, "nvec": list(nvec)}
+            flags = vars(args) | {"env_kwargs": list(args.env_kwargs)}
+            script = {"script": "ppo_action_mask", "args": flags, "ranks": ranks if world_size > 1 else [mine]}
+            save_checkpoint(run_dir / "checkpoint.pt", script | shapes | state)
+
+    T, N, A = args.num_steps, num_envs, sum(nvec)
+    obs = torch.empty(T + 1, N, obs_dim, device=device)  # (T + 1, N, D): the last row is the state after the rollout
+    masks = torch.empty(T, N, A, dtype=torch.bool, device=device)
+    actions = torch.empty((T, N, len(nvec)) if len(nvec) > 1 else (T, N), dtype=torch.int64, device=device)
+    rewards = torch.empty(T, N, device=device)
+    terminations, truncations = (torch.empty(T, N, dtype=torch.bool, device=device) for _ in range(2))
+    gradient = make_gradient(agent, flat, args)
+    num_iterations = args.total_timesteps // (args.num_envs * T)
+    log_every = max(1, num_iterations // 500)
+    returns, lengths, final_obs = [], [], []
+    start_time, first_iteration, last_return = time.time(), iteration, float("nan")
+    bar = tqdm(total=num_iterations * N * T * world_size, initial=iteration * N * T * world_size, unit="step",
+               unit_scale=True, disable=rank != 0)  # fmt: skip
+
+    while iteration < num_iterations and not stopped_by:
+        lr = args.learning_rate * (1 - iteration / num_iterations) if args.anneal_lr else args.learning_rate
+        optimizer.param_groups[0]["lr"] = lr
+
+        # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
+        final_obs.clear()
+        with torch.inference_mode():
+            for t in range(T):
+                obs[t], masks[t] = torch.from_numpy(next_obs), torch.from_numpy(next_mask.view(np.bool_))
+                policy = agent.policy(obs[t], masks[t] if masks_acting(args) else None)
+                actions[t] = policy.sample(generator)
+                next_obs, reward, terminated, truncated, infos = envs.step(actions[t].cpu().numpy())
+                next_mask = infos["action_mask"]
+                rewards[t] = torch.from_numpy(reward)
+                terminations[t], truncations[t] = torch.from_numpy(terminated), torch.from_numpy(truncated)
+                if "episode" in infos:
+                    returns.extend(infos["episode"]["r"][infos["_episode"]])
+                    lengths.extend(infos["episode"]["l"][infos["_episode"]])
+                    if truncated.any():
+                        final_obs.append(torch.from_numpy(infos["final_obs"][truncated & ~terminated]))
+            obs[T] = torch.from_numpy(next_obs)
+
+        # ADVANTAGES
+        truncations &= ~terminations
+        b_obs, b_actions, b_masks = obs[:T].flatten(0, 1), actions.flatten(0, 1), masks.flatten(0, 1)
+        with torch.no_grad():
+            illegal = illegal_actions(b_actions, b_masks, agent.nvec).view(T, N)
+            if args.mask_mode == "penalty":
+                rewards += args.invalid_penalty * illegal
+            b_logprobs = agent.policy(b_obs, b_masks if masks_acting(args) else None).log_prob(b_actions)
+            values = agent.value(obs.flatten(0, 1)).view(T + 1, N)
+            next_values = values[1:].masked_fill(terminations, 0.0)
+            if final_obs:  # bootstrap from the final observation, not from the next episode's first
+                next_values[truncations] = agent.value(torch.cat(final_obs).to(device))
+            dones = terminations | truncations
+            advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
+            b_values, b_returns = values[:T].flatten(), (advantages + values[:T]).flatten()
+            b_advantages = advantages.flatten()
+            if args.norm_adv:  # over the whole rollout and all ranks, once
+                sums = torch.stack((b_advantages.sum(), b_advantages.square().sum()))
+                if world_size > 1:
+                    dist.all_reduce(sums)
+                mean, square = sums / (N * T * world_size)
+                b_advantages = (b_advantages - mean) / ((square - mean**2).clamp(min=0).sqrt() + 1e-8)
+
+        # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
+        b_train_masks = b_masks if args.mask_mode == "mask" else None
+        batch = (b_obs, b_actions, b_train_masks, b_logprobs, b_advantages, b_returns, b_values)
+        for _ in range(args.update_epochs):
+            b_inds = torch.randperm(N * T, generator=generator, device=device)
+            splits = [[None] * (N * T // minibatch_size) if b is None else b[b_inds].split(minibatch_size) for b in batch]
+            metrics = []
+            for mb in zip(*splits, strict=True):
+                metrics.append(gradient(mb))
+                if world_size > 1:
+                    dist.all_reduce(flat.grad)
+                    flat.grad /= world_size
+                norm = torch.linalg.vector_norm(flat.grad)
+                flat.grad *= (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+                optimizer.step()
+            metrics = torch.stack(metrics).mean(0)
+            # Written so that a NaN, which compares as False, ends the epochs too.
+            if args.target_kl is not None and not agreed(metrics, world_size)[4] <= args.target_kl:
+                break
+        iteration += 1
+        global_step = iteration * N * T * world_size
+
+        if not (torch.isfinite(metrics).all() and torch.isfinite(flat).all()):
+            kept = run_dir / "checkpoint.pt"
+            raise ValueError(f"The loss or the weights are NaN or inf after {global_step} steps: {dict(zip(METRICS, metrics.tolist(), strict=True))}. "
+                             f"Lower --learning-rate, or scale rewards and observations. "
+                             + (f"The last good checkpoint is kept: {kept}." if kept.exists() else "No checkpoint was written before."))  # fmt: skip
+
+        # LOG
+        if rank == 0 and (iteration % log_every == 0 or iteration == num_iterations):
+            if returns:
+                last_return = float(np.mean(returns))
+                writer.add_scalar("charts/episodic_return", last_return, global_step)
+                writer.add_scalar("charts/episodic_length", float(np.mean(lengths)), global_step)
+            sps = int((iteration - first_iteration) * N * T * world_size / (time.time() - start_time))
+            writer.add_scalar("charts/learning_rate", lr, global_step)
+            writer.add_scalar("charts/SPS", sps, global_step)
+            for name, value in zip(METRICS[:-1], metrics.tolist(), strict=False):
+                writer.add_scalar(f"losses/{name}", value, global_step)
+            explained = 1 - (b_returns - b_values).var() / b_returns.var()
+            writer.add_scalar("losses/explained_variance", explained.item(), global_step)
+            writer.add_scalar("masks/legal_fraction", masks.float().mean().item(), global_step)
+            writer.add_scalar("masks/illegal_rate", illegal.float().mean().item(), global_step)
+            returns.clear(), lengths.clear()
+            bar.set_postfix_str(f"return {last_return:.2f}, {sps:,} steps/s", refresh=False)
+        bar.update(N * T * world_size)
+        if world_size > 1 and agreed(torch.tensor([float(bool(stopped_by))]), world_size)[0] > 0:
+            stopped_by.append(signal.SIGTERM)  # one rank was asked to stop: all do, after the same iteration
+        if args.checkpoint_every and iteration % args.checkpoint_every == 0:
+            save()
+
+    bar.close()
+    envs_state_saved = args.save_model or bool(stopped_by)
+    if envs_state_saved:
+        save()
+    scores = {}
+    if rank == 0:
+        if stopped_by:
+            print(f"Stopped by {signal.Signals(stopped_by[0]).name}. Continue with --resume {run_dir / 'checkpoint.pt'}")
+        else:
+            scores = finish(agent, args, device, run_dir, writer, num_iterations * N * T * world_size)
+        writer.close()
+    envs.close()
+    if world_size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+    return scores
+
+
+def agreed(values: Tensor, world_size: int) -> Tensor:
+    """The mean over all ranks, the same number on each, so that they decide alike."""
+    if world_size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= world_size
+    return values
+
+
+def finish(agent: Agent, args: Args, device: torch.device, run_dir: Path, writer: SummaryWriter, step: int) -> dict:
+    """Evaluate with and without the mask, and write scores, HParams and pictures."""
+    scores = {}
+    if args.eval_episodes:
+        with_mask = evaluate(agent, args, device, masks_acting(args))
+        scores = with_mask | {f"{key}_no_mask": value for key, value in evaluate(agent, args, device, False).items()}
+        for key, value in scores.items():
+            writer.add_scalar(f"eval/{key}", value, step)
+        print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
+        flags = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()}
+        writer.add_hparams(flags, {f"eval/{key}": value for key, value in scores.items()}, run_name=".")
+    if args.capture_video:
+        frames = play(agent, args, device)
+        writer.add_image("agent", frames[len(frames) // 2], step, dataformats="HWC")
+        pictures = [Image.fromarray(frame) for frame in frames]
+        pictures[0].save(run_dir / "agent.gif", save_all=True, append_images=pictures[1:], duration=150, loop=0)
+        print(f"Wrote {run_dir / 'agent.gif'}")
+    return scores
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
