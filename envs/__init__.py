@@ -1,20 +1,32 @@
 """The shared environments, registered under `Masked/`, with their masks, constraints and vector-env plumbing."""
 
-import gymnasium as gym
+from typing import Any
 
-from envs.bin_placement import make_bin_placement_vec
-from envs.constraints import In, Mask, MaskFunction, VectorMaskFunction, legal_actions
-from envs.job_routing import make_job_routing_vec
-from envs.maze import Maze
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
 from envs.base import BatchedEnv, SingleEnv
+from envs.constraints import In, Mask, MaskFunction, VectorMaskFunction, legal_actions
 
 __all__ = ["BatchedEnv", "In", "Mask", "MaskFunction", "SingleEnv", "VectorMaskFunction", "legal_actions"]
 
-for name, make in {
-    "Masked/JobRouting-v0": make_job_routing_vec,
-    "Masked/Maze-v0": Maze,
-    "Masked/BinPlacement-v0": make_bin_placement_vec,
-}.items():
-    gym.register(name, lambda make=make, **kwargs: SingleEnv(make(num_envs=1, **kwargs)), vector_entry_point=make)
 
+def register_batched(env_id: str, vector_entry_point: str, **kwargs: Any) -> None:
+    """Register a batched environment, and the single one that is a batch of one of it.
+
+    Args:
+        env_id: the id for `gymnasium.make` and `make_vec`.
+        vector_entry_point: "module:callable" that takes `num_envs` and the environment's arguments.
+        **kwargs: default arguments.
+    """
+
+    def single(**arguments: Any) -> SingleEnv:
+        return SingleEnv(load_env_creator(vector_entry_point)(num_envs=1, **arguments))
+
+    gym.register(env_id, single, vector_entry_point=vector_entry_point, kwargs=kwargs)
+
+
+register_batched("Masked/JobRouting-v0", "envs.job_routing:make_job_routing_vec")
+register_batched("Masked/Maze-v0", "envs.maze:Maze")
+register_batched("Masked/BinPlacement-v0", "envs.bin_placement:make_bin_placement_vec")
 gym.register("Masked/ConnectFour-v0", "envs.connect_four:ConnectFour")
