@@ -1,0 +1,169 @@
+"""CategoricalMasked: worked figures, brute force, dtypes, and the traps that other implementations fall into."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppo_action_mask import CategoricalMasked
+
+LOGITS = torch.tensor([[-1.8222, 1.0769, -0.6567], [-0.6729, 0.1665, -1.7856]])
+MASK = torch.tensor([[False, False, True], [True, True, False]])
+
+
+def random_case(seed, nvec, batch=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(batch, sum(nvec), generator=generator, dtype=dtype)
+    mask = torch.rand(batch, sum(nvec), generator=generator) < 0.5
+    starts = torch.tensor((0, *nvec[:-1])).cumsum(0)
+    for start, n in zip(starts, nvec, strict=True):  # one choice at least is legal in each field
+        mask[torch.arange(batch), start + torch.randint(n, (batch,), generator=generator)] = True
+    return logits, mask
+
+
+def test_worked_figures():
+    free = CategoricalMasked(LOGITS, None)
+    torch.testing.assert_close(
+        free.probs, torch.tensor([[0.0447, 0.8119, 0.1434], [0.2745, 0.6353, 0.0902]]), atol=5e-5, rtol=0
+    )
+    torch.testing.assert_close(free.entropy(), torch.tensor([0.5867, 0.8600]), atol=5e-5, rtol=0)
+    masked = CategoricalMasked(LOGITS, MASK)
+    torch.testing.assert_close(
+        masked.probs, torch.tensor([[0, 0, 1], [0.3017, 0.6983, 0]]), atol=5e-5, rtol=0
+    )
+    torch.testing.assert_close(masked.entropy(), torch.tensor([0, 0.6123]), atol=5e-5, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), nvec=st.lists(st.integers(1, 6), min_size=1, max_size=4))
+def test_log_prob_and_entropy_match_brute_force(seed, nvec):
+    """Every joint action enumerated: probabilities are products over fields of renormalised legal weights."""
+    logits, mask = random_case(seed, nvec)
+    dist = CategoricalMasked(logits, mask, tuple(nvec))
+    joint = torch.cartesian_prod(*(torch.arange(n) for n in nvec)).view(-1, len(nvec))
+    for row in range(len(logits)):
+        fields = []
+        for field_logits, field_mask in zip(logits[row].split(nvec), mask[row].split(nvec), strict=True):
+            weights = torch.where(field_mask, field_logits.exp(), 0.0)
+            fields.append(weights / weights.sum())
+        expected = torch.stack([math.prod(f[a] for f, a in zip(fields, action, strict=True)) for action in joint])
+        one = CategoricalMasked(logits[row].expand(len(joint), -1), mask[row].expand(len(joint), -1), tuple(nvec))
+        legal = expected > 0
+        torch.testing.assert_close(one.log_prob(joint).exp(), expected)
+        entropy = -(expected[legal] * expected[legal].log()).sum()
+        torch.testing.assert_close(dist.entropy()[row], entropy)
+        best = joint[expected.argmax()]
+        assert torch.isclose(dist.log_prob(dist.mode)[row].exp(), expected.max()), best
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("nvec", [(7,), (3, 3, 3), (2, 5, 1)])
+def test_illegal_choices_have_zero_mass_and_zero_gradient_in_every_dtype(dtype, nvec):
+    logits, mask = random_case(0, nvec)
+    logits = (logits * 20).to(dtype).requires_grad_()
+    dist = CategoricalMasked(logits, mask, nvec)
+    action = dist.sample()
+    loss = dist.log_prob(action).sum() + dist.entropy().sum()
+    loss.backward()
+    assert logits.grad.dtype == dtype and torch.isfinite(logits.grad).all()
+    assert (logits.grad[~mask] == 0).all()
+    assert torch.isfinite(dist.entropy()).all() and torch.isfinite(dist.log_prob(action)).all()
+    flat_probs = torch.zeros_like(mask, dtype=dist.probs.dtype)
+    for k, (start, n) in enumerate(zip(torch.tensor((0, *nvec[:-1])).cumsum(0), nvec, strict=True)):
+        flat_probs[:, start : start + n] = dist.probs[:, k, :n]
+        assert mask[torch.arange(5), start + action[:, k]].all()
+    assert (flat_probs[~mask] == 0).all()
+    torch.testing.assert_close(flat_probs.sum(-1), torch.full((5,), float(len(nvec)), dtype=flat_probs.dtype))
+
+
+def test_half_precision_at_its_limits_keeps_illegal_mass_at_zero():
+    logits = torch.full((1, 3), torch.finfo(torch.float16).min, dtype=torch.float16)
+    probs = CategoricalMasked(logits, torch.tensor([[True, False, True]])).probs
+    assert probs.tolist() == [[0.5, 0.0, 0.5]]
+
+
+def test_gradients_pass_gradcheck():
+    logits, mask = random_case(3, (4, 2))
+    actions = CategoricalMasked(logits, mask, (4, 2)).sample()
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: CategoricalMasked(x, mask, (4, 2)).log_prob(actions), logits)
+    assert torch.autograd.gradcheck(lambda x: CategoricalMasked(x, mask, (4, 2)).entropy(), logits)
+
+
+def test_logits_and_mask_are_never_changed_in_place():
+    logits, mask = LOGITS.clone(), MASK.clone()
+    dist = CategoricalMasked(logits, mask)
+    dist.sample(), dist.mode, dist.entropy(), dist.log_prob(dist.mode), dist.probs
+    assert torch.equal(logits, LOGITS) and torch.equal(mask, MASK)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 16])
+def test_k_equal_legal_logits_have_entropy_ln_k(k):
+    mask = torch.arange(16) < k
+    dist = CategoricalMasked(torch.full((1, 16), 0.7), mask[None])
+    assert dist.entropy().item() == pytest.approx(math.log(k), abs=1e-6)
+
+
+def test_one_legal_action_has_probability_exactly_one():
+    mask = torch.zeros(1, 16, dtype=torch.bool)
+    mask[0, 5] = True
+    dist = CategoricalMasked(torch.randn(1, 16) * 50, mask)
+    assert dist.probs[0, 5].item() == 1.0 and dist.log_prob(torch.tensor([5])).item() == 0.0
+    assert dist.entropy().item() == 0.0 and dist.mode.item() == 5 and dist.sample().item() == 5
+
+
+def test_992_actions_of_which_one_stands_out():
+    logits = torch.full((1, 992), -17.0)
+    logits[0, 3] = 0.0
+    dist = CategoricalMasked(logits, torch.ones(1, 992, dtype=torch.bool))
+    p = 1 / (1 + 991 * math.exp(-17))
+    q = (1 - p) / 991
+    assert dist.log_prob(torch.tensor([3])).item() == pytest.approx(math.log(p), abs=5e-6)  # float32 near 1
+    assert dist.entropy().item() == pytest.approx(-p * math.log(p) - 991 * q * math.log(q), rel=2e-2)
+    assert dist.mode.item() == 3
+
+
+def test_339_binary_fields_at_once():
+    nvec = (2,) * 339
+    logits, mask = random_case(1, nvec, batch=8, dtype=torch.float32)
+    dist = CategoricalMasked(logits, mask, nvec)
+    action = dist.sample()
+    assert action.shape == (8, 339) and dist.log_prob(action).shape == dist.entropy().shape == (8,)
+    pairs, legal = logits.view(8, 339, 2).double(), mask.view(8, 339, 2)
+    expected = pairs.masked_fill(~legal, -torch.inf).log_softmax(-1).gather(-1, action[..., None]).sum((1, 2))
+    torch.testing.assert_close(dist.log_prob(action).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_frequencies_match_probabilities():
+    logits, mask = LOGITS[1].expand(200_000, 3), MASK[1].expand(200_000, 3)
+    samples = CategoricalMasked(logits, mask, validate=False).sample(torch.Generator().manual_seed(0))
+    frequencies = samples.bincount(minlength=3) / len(samples)
+    torch.testing.assert_close(frequencies, torch.tensor([0.3017, 0.6983, 0.0]), atol=0.005, rtol=0)
+    assert frequencies[2] == 0
+
+
+def test_infinite_noise_does_not_pick_an_illegal_action(monkeypatch):
+    """float32 exponential draws can be exactly 0: their Gumbel noise is +inf, and must not win if it is illegal."""
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.fill_(0.0))
+    assert CategoricalMasked(LOGITS, MASK).sample().tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (torch.tensor([[True, True, True], [False, False, False]]), r"No legal action in row \[1\]"),
+        (torch.ones(2, 4, dtype=torch.bool), "expected the logits' shape"),
+        (torch.ones(2, 3), "torch.bool"),
+    ],
+)
+def test_bad_masks_are_refused(mask, words):
+    with pytest.raises(ValueError, match=words):
+        CategoricalMasked(LOGITS, mask)
+
+
+def test_a_field_without_a_legal_choice_is_refused():
+    mask = torch.tensor([[True, True, False, False, False]])
+    with pytest.raises(ValueError, match=r"row \[0, 1\]"):
+        CategoricalMasked(torch.zeros(1, 5), mask, (2, 3))
