@@ -1,0 +1,141 @@
+"""Mask constraints and their wrappers, as a user would declare them."""
+
+from enum import IntEnum
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.constraints import In, Mask, MaskFunction, VectorMaskFunction, legal_actions
+from envs.job_routing import JobRouting, machines, only_machines_that_are_up
+
+
+class Tool(IntEnum):  # neither from 0, nor contiguous, nor sorted
+    SAW = 7
+    AXE = -3
+    PICK = 40
+
+
+class Hand(IntEnum):
+    LEFT = 1
+    RIGHT = 2
+
+
+FIELDS = {"tool": Tool, "hand": Hand}
+
+
+@given(st.lists(st.lists(st.integers(-5, 45), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_in_keeps_exactly_the_named_values_for_each_environment(rows):
+    rows = [[*row, 40] for row in rows]  # never empty
+    mask = legal_actions({"tool": In(rows)}, FIELDS, num_envs=len(rows))
+    expected = [[int(member in row) for member in Tool] + [1, 1] for row in rows]
+    assert mask.tolist() == expected and mask.dtype == np.int8
+
+
+def test_fields_are_independent_and_unnamed_ones_are_free():
+    assert legal_actions({"hand": Mask([0, 1])}, FIELDS).tolist() == [[1, 1, 1, 0, 1]]
+    both = legal_actions({"hand": Mask([0, 1]), "tool": In([7])}, FIELDS)
+    assert both.tolist() == [[1, 0, 0, 0, 1]]
+    assert legal_actions({}, FIELDS, num_envs=2).all()
+
+
+def test_batched_and_broadcast_constraints():
+    mask = legal_actions({"tool": Mask([[1, 0, 0], [0, 1, 1]]), "hand": In([2])}, FIELDS, num_envs=2)
+    assert mask.tolist() == [[1, 0, 0, 0, 1], [0, 1, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("constraint", [In([]), In(np.zeros((2, 0), int)), Mask([])])
+def test_an_empty_constraint_leaves_the_field_free(constraint):
+    assert legal_actions({"tool": constraint}, FIELDS, num_envs=2).all()
+
+
+@pytest.mark.parametrize(
+    "constraints, error, words",
+    [
+        ({"tool": In([[7], [-1]])}, ValueError, "Environment 1.*'tool'.*no legal value.*SAW=7"),
+        ({"hand": Mask([[1, 0], [0, 0]])}, ValueError, "Environment 1.*Mask.*'hand'"),
+        ({"hand": Mask([1, 0, 1])}, ValueError, r"'hand'.*2 members.*got \(3,\)"),
+        ({"hand": Mask([[1, 0]] * 3)}, ValueError, r"\(2, 2\), got \(3, 2\)"),
+        ({"hand": Mask([0.5, 1])}, ValueError, "True or False"),
+        ({"hand": Mask([np.nan, 1])}, ValueError, "True or False"),
+        ({"hand": In([1.0])}, ValueError, "integers"),
+        ({"foot": In([1])}, ValueError, r"unknown fields \['foot'\].*\['tool', 'hand'\]"),
+        ({"hand": [1]}, TypeError, "expected In or Mask, got list"),
+        ([In([1])], TypeError, "dict of field names"),
+    ],
+)
+def test_wrong_constraints_say_what_is_wrong(constraints, error, words):
+    with pytest.raises(error, match=words):
+        legal_actions(constraints, FIELDS, num_envs=2)
+
+
+def test_terminal_states_may_have_no_legal_action():
+    mask = legal_actions({"tool": In([[7], [-1]])}, FIELDS, num_envs=2, terminated=np.array([False, True]))
+    assert mask[1, :3].tolist() == [0, 0, 0]
+
+
+class Workbench(gym.Env):
+    """A foreign environment; it notes what action it was given."""
+
+    observation_space = spaces.Dict({"wood": spaces.Box(0, 1, (2,)), "broken": spaces.MultiBinary(3)})
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample() | {"broken": np.array([0, 1, 0], np.int8)}, {}
+
+    def step(self, action):
+        self.given = action
+        return self.reset()[0], 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    "inner, check",
+    [
+        (spaces.Dict({"tool": spaces.Discrete(50, start=-5), "hand": spaces.Discrete(3)}), dict(tool=40, hand=1)),
+        (spaces.MultiDiscrete([50, 3]), [40, 1]),
+    ],
+)
+def test_the_simulator_receives_values_not_indices_and_hidden_keys_stay_hidden(inner, check):
+    def whole_tools(obs):
+        assert "broken" in obs  # the mask function sees the whole state
+        return {"tool": Mask(obs["broken"] == 0)}
+
+    env = MaskFunction(Workbench(inner), FIELDS, whole_tools, hide=("broken",))
+    obs, info = env.reset(seed=0)
+    assert list(obs) == ["wood"] and env.observation_space.contains(obs)
+    assert env.action_space == spaces.MultiDiscrete([3, 2])
+    obs, *_, info = env.step(np.array([2, 0]))
+    assert info["action_mask"].tolist() == [1, 0, 1, 1, 1] and list(obs) == ["wood"]
+    given = env.unwrapped.given
+    assert given == check if isinstance(check, dict) else given.tolist() == check
+
+
+def test_a_single_field_is_discrete():
+    env = MaskFunction(Workbench(spaces.Discrete(50)), {"tool": Tool}, lambda obs: {})
+    assert env.action_space == spaces.Discrete(3)
+    env.reset(seed=0)
+    env.step(1)
+    assert env.unwrapped.given == -3
+
+
+def test_hide_must_name_keys_of_the_observation():
+    with pytest.raises(ValueError, match=r"hide=\['rust'\]"):
+        MaskFunction(Workbench(spaces.Discrete(50)), {"tool": Tool}, lambda obs: {}, hide=("rust",))
+
+
+def test_the_vector_wrapper_gives_the_final_mask_apart_from_the_new_episodes():
+    envs = JobRouting(num_envs=3, num_machines=4, num_up=1, num_jobs=5)
+    envs = VectorMaskFunction(envs, {"machine": machines(4)}, only_machines_that_are_up, hide=("up",))
+    obs, infos = envs.reset(seed=0)
+    for _ in range(5):
+        assert infos["action_mask"].sum(1).tolist() == [1, 1, 1] and list(obs) == ["job"]
+        obs, _, terminations, _, infos = envs.step(infos["action_mask"].argmax(1))
+    assert terminations.all() and list(infos["final_obs"]) == ["job"]
+    assert infos["final_info"]["action_mask"].shape == (3, 4)
+    assert (infos["final_info"]["action_mask"] != infos["action_mask"]).any()

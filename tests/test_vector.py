@@ -1,0 +1,200 @@
+"""make_vec: foreign environments, mask conventions, SAME_STEP, statistics, and what bad environments get."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from envs.vector import check_action_mask, flat_size, flatten_observations, make_vec, parse_env_kwargs
+
+
+class Counter(gym.Env):
+    """Counts to `length`. Its mask forbids action `count % 3`; `convention` says how it is given, `fault` what breaks."""
+
+    observation_space = spaces.Box(0, 100, (1,))
+    action_space = spaces.Discrete(3, start=5)
+
+    def __init__(self, convention="info", length=4, fault=None, truncate=False, start=0):
+        self.convention, self.length, self.fault, self.truncate = convention, length, fault, truncate
+        if convention == "dict":
+            self.observation_space = spaces.Dict({"x": Counter.observation_space, "action_mask": spaces.MultiBinary(3)})
+        if convention == "method":
+            self.action_masks = self.mask
+
+    def mask(self):
+        mask = np.arange(3) != self.count % 3
+        if self.count == 2 and self.fault == "mask":
+            return np.zeros(3, bool)
+        if self.count == 2 and self.fault == "half":
+            return np.array([0.5, 1, 1])
+        return mask[:2] if self.fault == "shape" else mask
+
+    def seen(self):
+        x = np.array([np.nan if self.fault == "obs" and self.count == 2 else self.count], np.float32)
+        info = {}
+        if self.convention == "info" and not (self.fault == "missing" and self.count == 2):
+            info["action_mask"] = self.mask().astype(float if self.fault == "half" else np.int8)
+        return ({"x": x, "action_mask": self.mask().astype(np.int8)} if self.convention == "dict" else x), info
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def step(self, action):
+        assert 5 <= action <= 7, action
+        self.count += 1
+        obs, info = self.seen()
+        ended = self.count == self.length
+        reward = np.nan if self.fault == "reward" and self.count == 2 else 1.0
+        return obs, reward, ended and not self.truncate, ended and self.truncate, info
+
+
+gym.register("Test/Counter-v0", Counter, disable_env_checker=True)
+
+
+class NextStep(VectorEnv):
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    num_envs, single_action_space, single_observation_space = 1, spaces.Discrete(2), spaces.Box(0, 1, (1,))
+
+    def __init__(self, num_envs=1):
+        pass
+
+
+gym.register("Test/NextStep-v0", vector_entry_point=NextStep)
+
+
+@pytest.mark.parametrize("convention", ["info", "method", "dict"])
+@pytest.mark.parametrize("async_envs", [False, True])
+def test_three_conventions_become_one(convention, async_envs):
+    envs = make_vec("Test/Counter-v0", 2, {"convention": convention}, async_envs=async_envs)
+    obs, infos = envs.reset(seed=0)
+    assert obs.tolist() == [[0], [0]] and obs.dtype == np.float32
+    assert infos["action_mask"].tolist() == [[0, 1, 1]] * 2 and infos["action_mask"].dtype == np.int8
+    for count in range(1, 4):
+        obs, _, terminations, _, infos = envs.step(np.array([1, 2]))
+        assert infos["action_mask"].tolist() == [[int(a != count % 3) for a in range(3)]] * 2
+        assert not terminations.any() and "final_obs" not in infos and "episode" not in infos
+    obs, rewards, terminations, truncations, infos = envs.step(np.array([0, 0]))
+    # SAME_STEP: observation and mask are the new episode's, final_obs and final_info the finished one's.
+    assert obs.tolist() == [[0], [0]] and infos["action_mask"].tolist() == [[0, 1, 1]] * 2
+    assert terminations.all() and infos["final_obs"].tolist() == [[4], [4]]
+    assert infos["final_info"]["action_mask"].tolist() == [[1, 0, 1]] * 2
+    assert infos["episode"]["r"].tolist() == [4, 4] and infos["episode"]["l"].tolist() == [4, 4]
+    envs.close()
+
+
+def test_statistics_and_final_rows_when_only_one_episode_ends():
+    envs = make_vec("Test/Counter-v0", 2, {"truncate": True})
+    envs.reset(seed=0)
+    envs.env.envs[1].unwrapped.length = 3
+    for _ in range(3):
+        obs, _, _, truncations, infos = envs.step(np.array([1, 1]))
+    assert truncations.tolist() == [False, True] and infos["_episode"].tolist() == [False, True]
+    assert infos["final_obs"][1].tolist() == [3] and obs.tolist() == [[3], [0]]
+    assert infos["episode"]["r"][1] == 3
+    *_, infos = envs.step(np.array([1, 1]))
+    assert infos["_episode"].tolist() == [True, False] and infos["episode"]["l"][0] == 4
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("mask", "no legal action in field 0"),
+    ("half", "holds 0.5 at entry 0.*0 .illegal. and 1"),
+    ("shape", r"shape \(2,\).*expected shape \(3,\)"),
+    ("missing", 'Environment 0: no action mask.*action_masks.*--mask-mode none'),
+    ("obs", "Environment 0: the observation holds nan"),
+    ("reward", "Environment 0: the reward is nan"),
+])  # fmt: skip
+def test_broken_environments_are_named(fault, words):
+    envs = make_vec("Test/Counter-v0", 2, {"fault": fault})
+    with pytest.raises(ValueError, match=words):
+        envs.reset(seed=0)
+        for _ in range(3):
+            envs.step(np.array([1, 1]))
+
+
+def test_an_env_without_a_mask_is_refused_unless_masks_are_off():
+    with pytest.raises(ValueError, match="no action mask was given"):
+        make_vec("CartPole-v1", 2).reset(seed=0)
+    envs = make_vec("CartPole-v1", 2, require_mask=False)
+    obs, infos = envs.reset(seed=0)
+    assert infos["action_mask"].tolist() == [[1, 1], [1, 1]] and obs.shape == (2, 4)
+    for _ in range(60):
+        *_, infos = envs.step(np.array([0, 0]))
+        if "final_obs" in infos:
+            row = np.flatnonzero(infos["_final_obs"])[0]
+            assert np.abs(infos["final_obs"][row]).max() > 0.05
+            return
+    raise AssertionError("CartPole pushed to one side always falls")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("Masked/Nothing-v0", 1), "--env-id Masked/Nothing-v0"),
+        (("no_such_module:Env-v0", 1), "--env-id no_such_module:Env-v0"),
+        (("Test/NextStep-v0", 1), "NEXT_STEP.*SAME_STEP"),
+        (("Pendulum-v1", 1), "Box.*not supported; expected Discrete, MultiDiscrete or MultiBinary"),
+        (("Masked/Maze-v0", 1, {"walls": 3}), "cannot be made with --env-kwargs.*walls"),
+        (("Masked/Maze-v0", 2, {}, True), "--async-envs: Masked/Maze-v0 is batched"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make_vec(*arguments)
+
+
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        ([[1, 1, 1], [1, 1, 1]], r"shape \(3,\).*expected shape \(5,\).*2 \+ 3"),
+        ([[1, 1, 1, 1, -1]], "holds -1 at entry 4"),
+        ([[1, 1, np.nan, 1, 1]], "holds nan at entry 2"),
+        ([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]], "Environment 11: .* field 1 .its 3 entries"),
+        ([["yes"] * 5], "dtype"),
+    ],
+)
+def test_bad_masks_name_environment_and_entry(mask, words):
+    with pytest.raises(ValueError, match=words):
+        check_action_mask(mask, np.array([2, 3]), first_env=10)
+
+
+def test_many_fields_and_bool_masks_pass():
+    mask = np.ones((3, 678), bool)
+    assert check_action_mask(mask, np.full(339, 2)).dtype == np.int8
+    assert check_action_mask(np.zeros((1, 4)), np.array([4]), ended=np.array([True])).sum() == 0
+
+
+def test_flattening_matches_gymnasium():
+    space = spaces.Dict(
+        {
+            "a": spaces.Discrete(4, start=2),
+            "b": spaces.Tuple((spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(3))),
+            "c": spaces.Box(-1, 1, (2, 2)),
+        }
+    )
+    space.seed(0)
+    samples = [space.sample() for _ in range(5)]
+    batch = gym.vector.utils.concatenate(space, samples, gym.vector.utils.create_empty_array(space, 5))
+    flat = flatten_observations(space, batch, 5)
+    assert flat.shape == (5, flat_size(space)) and flat.dtype == np.float32
+    np.testing.assert_array_equal(flat, [gym.spaces.flatten(space, sample) for sample in samples])
+
+
+def test_taxi_is_one_hot_with_its_own_mask():
+    envs = make_vec("Taxi-v4", 3)
+    obs, infos = envs.reset(seed=0)
+    assert obs.shape == (3, 500) and (obs.sum(1) == 1).all()
+    assert infos["action_mask"].shape == (3, 6) and not infos["action_mask"].all()
+
+
+def test_spaces_without_a_flat_form_are_refused():
+    with pytest.raises(ValueError, match="no fixed flat form"):
+        flat_size(spaces.Sequence(spaces.Discrete(2)))
+
+
+def test_env_kwargs_come_in_pairs():
+    assert parse_env_kwargs(["a", "1.5", "b", "text", "c", "[1, 2]"]) == {"a": 1.5, "b": "text", "c": [1, 2]}
+    with pytest.raises(ValueError, match="pairs KEY VALUE, got 3"):
+        parse_env_kwargs(["a", "1", "b"])
