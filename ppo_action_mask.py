@@ -323,15 +323,16 @@ METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl",
 def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000) -> dict[str, float]:
     """Play `args.eval_episodes` greedy episodes, the mask applied or removed, and average over them.
 
-    Every environment plays the same number of episodes: taking the first to finish would favour short ones. Where the
-    environment knows best play, `optimality` is the return as a share of the optimum.
+    Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
+    is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
+    as a share of the optimum.
     """
     num_envs = min(args.eval_episodes, args.num_envs)
     envs = make_vec(args.env_id, num_envs, parse_env_kwargs(args.env_kwargs), args.async_envs, use_mask)
     left = np.full(num_envs, args.eval_episodes // num_envs)
     left[: args.eval_episodes % num_envs] += 1
     obs, infos = envs.reset(seed=seed)
-    totals = {"episodic_return": 0.0, "episodic_length": 0.0, "optimal_return": 0.0, "optimal_length": 0.0}
+    totals = {"episodic_return": 0.0, "episodic_length": 0.0, "win_rate": 0.0}
     illegal = steps = 0
     while left.any():
         mask = torch.from_numpy(infos["action_mask"]).bool().to(device)
@@ -345,13 +346,15 @@ def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, see
             left[ended] -= 1
             totals["episodic_return"] += infos["episode"]["r"][ended].sum()
             totals["episodic_length"] += infos["episode"]["l"][ended].sum()
-            for key in totals.keys() & infos["final_info"].keys():
-                totals[key] += infos["final_info"][key][ended].sum()
+            totals["win_rate"] += (infos["episode"]["r"][ended] > 0).sum()
+            for key in ("optimal_return", "optimal_length"):
+                if key in infos["final_info"]:
+                    totals[key] = totals.get(key, 0.0) + infos["final_info"][key][ended].sum()
     envs.close()
-    scores = {key: float(total) / args.eval_episodes for key, total in totals.items() if total}
+    scores = {key: float(total) / args.eval_episodes for key, total in totals.items()}
     if "optimal_return" in scores:
-        scores["optimality"] = scores.get("episodic_return", 0.0) / scores["optimal_return"]
-    return {"episodic_return": 0.0} | scores | {"illegal_rate": illegal / steps}
+        scores["optimality"] = scores["episodic_return"] / scores["optimal_return"]
+    return scores | {"illegal_rate": illegal / steps}
 
 
 def illegal_actions(actions: Tensor, mask: Tensor, nvec: tuple[int, ...] | None) -> Tensor:
@@ -490,6 +493,7 @@ def main(args: Args) -> dict[str, float]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every torch.empty on the hot path
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed + rank)
     if world_size > 1:
@@ -548,8 +552,13 @@ def main(args: Args) -> dict[str, float]:
         rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
         writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     stopped_by: list[int] = []
+
+    def stop(signum: int, frame: Any) -> None:  # the first signal ends training after this iteration, the next one at once
+        stopped_by.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda signum, frame: stopped_by.append(signum))
+        signal.signal(signum, stop)
 
     def save() -> None:
         mine = {
@@ -558,6 +567,7 @@ def main(args: Args) -> dict[str, float]:
             "envs": swap_arrays(envs.get_state()),
             "next_obs": torch.from_numpy(next_obs),
             "next_mask": torch.from_numpy(next_mask),
+            "weights_sum": flat.detach().double().sum().cpu(),  # equal on all ranks, whose weights are the same
         }
         ranks: list[Any] = [None] * world_size
         if world_size > 1:
@@ -680,8 +690,9 @@ def main(args: Args) -> dict[str, float]:
             save()
 
     bar.close()
-    envs_state_saved = args.save_model or bool(stopped_by)
-    if envs_state_saved:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+    if args.save_model or stopped_by:
         save()
     scores = {}
     if rank == 0:
