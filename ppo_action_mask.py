@@ -167,6 +167,7 @@ class CategoricalMasked:
             raise ValueError(f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False.")
         self.lowest = torch.finfo(logits.dtype).min
         self.logits = logits if mask is None else torch.where(mask, logits, self.lowest)
+        self._log_probs: Tensor | None = None
 
     @staticmethod
     @functools.lru_cache
@@ -192,10 +193,12 @@ class CategoricalMasked:
         # An exponential draw can be 0 in float32 and its noise +inf, so the mask comes after the noise.
         return (noisy if self.mask is None else torch.where(self.mask, noisy, self.lowest)).argmax(-1)
 
-    @functools.cached_property
+    @property
     def log_probs(self) -> Tensor:
         """Log-probabilities in the shape of `probs`; about the lowest finite number where illegal."""
-        return self.logits.log_softmax(-1)
+        if self._log_probs is None:  # functools.cached_property would break torch.compile's graph
+            self._log_probs = self.logits.log_softmax(-1)
+        return self._log_probs
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability (...) of `action` int64 (...) or (..., K), summed over fields."""
@@ -492,8 +495,8 @@ def main(args: Args) -> dict[str, float]:
     use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
     torch.set_num_threads(args.num_threads)
-    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every torch.empty on the hot path
+    if use_cuda:  # the kernels used here are deterministic on CPUs, where asking makes compiled gradients 4 times slower
+        torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed + rank)
     if world_size > 1:
