@@ -93,7 +93,7 @@ class Mask:
         flags = _batch(flags, num_envs, expected)
         if flags.shape[1] != count:
             raise ValueError(f"{expected}, got {given}.")
-        if not np.isin(flags, (0, 1)).all():
+        if ((flags != 0) & (flags != 1)).any():
             raise ValueError(f"Field {field!r}: Mask() takes flags that are True or False (1 or 0), got {self.flags}.")
         return flags.astype(bool)
 
