@@ -1,0 +1,67 @@
+"""Every command and code block of the README runs."""
+
+import ast
+import re
+import shlex
+
+import pytest
+from script import ROOT, run, run_folder
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
+LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+COMMANDS = [line for line in LINES if re.match(r"(python|torchrun .*) ppo_action_mask.py", line)]
+
+
+def test_ci_runs_exactly_the_readmes_test_command():
+    install = [line for line in LINES if line.startswith("pip install")]
+    assert len(install) == 2 and install[0].endswith("&& python ppo_action_mask.py")
+    assert install[1] in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def test_every_line_is_a_command_that_is_tested():
+    known = {"tensorboard --logdir runs", *COMMANDS, *(line for line in LINES if line.startswith("pip install"))}
+    assert set(LINES) == known
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    assert run(folder, "ppo_action_mask.py", "--total-timesteps", "1024", "--eval-episodes", "0").returncode == 0
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(folder, tmp_path, command):
+    """With few steps; NAME stands for the run of a first command."""
+    words = shlex.split(command)
+    ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
+    flags = words[words.index("ppo_action_mask.py") + 1 :]
+    if "runs/NAME/checkpoint.pt" in flags:
+        flags[flags.index("runs/NAME/checkpoint.pt")] = str(run_folder(folder) / "checkpoint.pt")
+        flags += ["--eval-episodes", "4"]
+    else:
+        flags += ["--total-timesteps", "2048", "--eval-episodes", "4"]
+    done = run(tmp_path, "ppo_action_mask.py", *flags, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
+def test_python_blocks(block, capsys):
+    """They run, and print what their comments say."""
+    exec(compile(block, "README.md", "exec"), {})
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out.replace("tensor", ""))
+    for said in re.findall(r"print\(.*?\)  # (\[[^:\n]*\])", block):
+        expected = [float(x) for x in re.findall(r"\d+\.?\d*", said)]
+        found = [float(x) for x in re.findall(r"\d+\.\d*(?:e-?\d+)?|\d+", printed)]
+        assert any(
+            found[i : i + len(expected)] == pytest.approx(expected, abs=5e-5) for i in range(len(found))
+        ), (said, printed)
+
+
+def test_pitfalls_name_tests_that_exist():
+    named = set(re.findall(r"`(test_\w+)`", README))
+    defined = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        defined |= {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+    assert named and named <= defined
