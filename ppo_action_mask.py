@@ -1,16 +1,15 @@
-"""Masked PPO: illegal actions get probability 0, in acting and in the gradient. One file, Discrete to MultiBinary.
+"""Masked PPO: illegal actions get probability 0, in acting and in the gradient.
 
-    python ppo_action_mask.py                                                     # JobRouting: 16 machines, half are down
-    python ppo_action_mask.py --env-id Masked/Maze-v0 --total-timesteps 5000000   # a new maze each episode
-    python ppo_action_mask.py --env-id Taxi-v4 --mask-mode none                   # the same agent without the mask
-    torchrun --nproc-per-node 2 ppo_action_mask.py                                # data-parallel, one rank a core or GPU
+    python ppo_action_mask.py                                                    # JobRouting: half the machines are down
+    python ppo_action_mask.py --env-id Masked/Maze-v0 --total-timesteps 3000000  # a new maze each episode
+    python ppo_action_mask.py --mask-mode none                                   # the same agent without the mask
+    torchrun --nproc-per-node 2 ppo_action_mask.py                               # data-parallel, one rank a core or GPU
     tensorboard --logdir runs
 
 Scores, minutes and spread over seeds of every environment are in the README.
 
 References: Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347
             Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171
-            Huang et al. 2022, The 37 implementation details of PPO (numbers in the comments follow this file's README)
 """
 
 import functools
@@ -34,7 +33,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
 from envs.vector import make_vec, parse_env_kwargs
+
+SCRIPT = "ppo_action_mask"
+METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "loss")
 
 
 @dataclass
@@ -164,7 +167,9 @@ class CategoricalMasked:
             logits = logits[..., index]
         self.mask = mask  # (..., A) or (..., K, A)
         if validate and mask is not None and not mask.any(-1).all():
-            raise ValueError(f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False.")
+            raise ValueError(
+                f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False."
+            )
         self.lowest = torch.finfo(logits.dtype).min
         self.logits = logits if mask is None else torch.where(mask, logits, self.lowest)
         self._log_probs: Tensor | None = None
@@ -320,9 +325,6 @@ def ppo_loss(agent: Any, mb: tuple[Tensor | None, ...], args: Args) -> tuple[Ten
     return loss, metrics
 
 
-METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "loss")
-
-
 def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000) -> dict[str, float]:
     """Play `args.eval_episodes` greedy episodes, the mask applied or removed, and average over them.
 
@@ -389,48 +391,6 @@ def masks_acting(args: Args) -> bool:
     return args.mask_mode in ("mask", "naive")
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write to a temporary name and move it into place, so that a kill at any moment leaves a whole file."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def load_checkpoint(path: str, args: Args, flag: str) -> tuple[dict[str, Any], Args]:
-    """A checkpoint and the flags it was trained with, runtime flags from `args`; raises ValueError saying what is wrong."""
-    if not Path(path).is_file():
-        raise ValueError(f"--{flag} {path}: there is no such file; expected the checkpoint.pt of a run under runs/.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        script, saved = checkpoint["script"], checkpoint["args"]
-    except Exception as error:
-        raise ValueError(f"--{flag} {path}: not a whole checkpoint of these scripts ({type(error).__name__}); a truncated "
-                         f"file cannot be continued, start again or name another one.") from error  # fmt: skip
-    if script != "ppo_action_mask":
-        raise ValueError(f"--{flag} {path}: a checkpoint of {script}.py, expected one of ppo_action_mask.py.")
-    default, runtime = Args(), ("resume", "eval_only", "eval_episodes", "capture_video", "device", "checkpoint_every", "track")
-    for name, value in vars(args).items():
-        if name in runtime:
-            saved[name] = value
-        elif value not in (getattr(default, name), saved[name]):
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} {value}: the checkpoint was trained with {saved[name]}. A checkpoint brings its "
-                             f"own flags; leave --{option} out, or start a new run.")  # fmt: skip
-    return checkpoint, Args(**saved | {"env_kwargs": tuple(saved["env_kwargs"])})
-
-
-def swap_arrays(state: Any) -> Any:
-    """NumPy arrays to tensors and tensors to arrays, in nested dicts: torch.load(weights_only=True) takes tensors only."""
-    if isinstance(state, dict):
-        return {key: swap_arrays(value) for key, value in state.items()}
-    if isinstance(state, Tensor):
-        return state.numpy()
-    return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
-
-
 def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tuple[Tensor | None, ...]], Tensor]:
     """A function that puts the gradient of a minibatch's loss into `flat.grad` and returns its METRICS."""
 
@@ -465,15 +425,23 @@ def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tup
 def check_args(args: Args, world_size: int) -> None:
     """Refuse what cannot work before any time is spent on it."""
     batch_size = args.num_envs * args.num_steps
-    for name in ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps", "num_threads", "hidden_dim"):
+    for name in [
+        "num_envs",
+        "num_steps",
+        "minibatch_size",
+        "update_epochs",
+        "total_timesteps",
+        "num_threads",
+        "hidden_dim",
+    ]:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1.")
     if args.num_envs % world_size or args.minibatch_size % world_size:
         raise ValueError(f"--num-envs {args.num_envs} and --minibatch-size {args.minibatch_size} are totals that the "
                          f"{world_size} ranks share; expected multiples of {world_size}.")  # fmt: skip
     if batch_size % args.minibatch_size:
-        raise ValueError(f"--minibatch-size {args.minibatch_size} does not divide a rollout of --num-envs {args.num_envs} x "
-                         f"--num-steps {args.num_steps} = {batch_size} samples; expected a divisor of it.")  # fmt: skip
+        raise ValueError(f"--minibatch-size {args.minibatch_size} does not divide a rollout, --num-envs {args.num_envs} x "
+                         f"--num-steps {args.num_steps} = {batch_size} samples; expected a divisor.")  # fmt: skip
     if args.total_timesteps < batch_size:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -490,13 +458,12 @@ def main(args: Args) -> dict[str, float]:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     checkpoint = None
     if path := args.eval_only or args.resume:
-        checkpoint, args = load_checkpoint(path, args, "eval-only" if args.eval_only else "resume")
+        checkpoint, args = load_checkpoint(path, args, "eval-only" if args.eval_only else "resume", SCRIPT)
     check_args(args, world_size)
     use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_cuda else torch.device("cpu")
     torch.set_num_threads(args.num_threads)
-    if use_cuda:  # the kernels used here are deterministic on CPUs, where asking makes compiled gradients 4 times slower
-        torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(args.torch_deterministic and use_cuda, warn_only=True)  # CPU kernels are anyway
     torch.manual_seed(args.seed)
     generator = torch.Generator(device).manual_seed(args.seed + rank)
     if world_size > 1:
@@ -513,8 +480,8 @@ def main(args: Args) -> dict[str, float]:
     optimizer = torch.optim.Adam([flat], lr=args.learning_rate, eps=1e-5, fused=True)
     if checkpoint:
         if (checkpoint["obs_dim"], tuple(checkpoint["nvec"])) != (obs_dim, nvec):
-            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} choices, but "
-                             f"{args.env_id} now has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
+            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} choices; "
+                             f"{args.env_id} has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
         agent.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
     if args.eval_only:
@@ -556,7 +523,9 @@ def main(args: Args) -> dict[str, float]:
         writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     stopped_by: list[int] = []
 
-    def stop(signum: int, frame: Any) -> None:  # the first signal ends training after this iteration, the next one at once
+    def stop(
+        signum: int, frame: Any
+    ) -> None:  # the first signal ends training after this iteration, the next one at once
         stopped_by.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
@@ -578,8 +547,7 @@ def main(args: Args) -> dict[str, float]:
         if rank == 0:
             state = {"model": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
             shapes = {"obs_dim": obs_dim, "nvec": list(nvec)}
-            flags = vars(args) | {"env_kwargs": list(args.env_kwargs)}
-            script = {"script": "ppo_action_mask", "args": flags, "ranks": ranks if world_size > 1 else [mine]}
+            script = {"script": SCRIPT, "args": dict(vars(args)), "ranks": ranks if world_size > 1 else [mine]}
             save_checkpoint(run_dir / "checkpoint.pt", script | shapes | state)
 
     T, N, A = args.num_steps, num_envs, sum(nvec)
@@ -646,7 +614,9 @@ def main(args: Args) -> dict[str, float]:
         batch = (b_obs, b_actions, b_train_masks, b_logprobs, b_advantages, b_returns, b_values)
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(N * T, generator=generator, device=device)
-            splits = [[None] * (N * T // minibatch_size) if b is None else b[b_inds].split(minibatch_size) for b in batch]
+            splits = [
+                [None] * (N * T // minibatch_size) if b is None else b[b_inds].split(minibatch_size) for b in batch
+            ]
             metrics = []
             for mb in zip(*splits, strict=True):
                 metrics.append(gradient(mb))
@@ -665,9 +635,10 @@ def main(args: Args) -> dict[str, float]:
 
         if not (torch.isfinite(metrics).all() and torch.isfinite(flat).all()):
             kept = run_dir / "checkpoint.pt"
-            raise ValueError(f"The loss or the weights are NaN or inf after {global_step} steps: {dict(zip(METRICS, metrics.tolist(), strict=True))}. "
-                             f"Lower --learning-rate, or scale rewards and observations. "
-                             + (f"The last good checkpoint is kept: {kept}." if kept.exists() else "No checkpoint was written before."))  # fmt: skip
+            raise ValueError(
+                f"The loss or the weights are NaN or inf after {global_step} steps. Lower --learning-rate, or scale rewards "
+                f"and observations. Last good checkpoint: {kept if kept.exists() else 'none was written'}."
+            )
 
         # LOG
         if rank == 0 and (iteration % log_every == 0 or iteration == num_iterations):
@@ -700,7 +671,9 @@ def main(args: Args) -> dict[str, float]:
     scores = {}
     if rank == 0:
         if stopped_by:
-            print(f"Stopped by {signal.Signals(stopped_by[0]).name}. Continue with --resume {run_dir / 'checkpoint.pt'}")
+            print(
+                f"Stopped by {signal.Signals(stopped_by[0]).name}. Continue with --resume {run_dir / 'checkpoint.pt'}"
+            )
         else:
             scores = finish(agent, args, device, run_dir, writer, num_iterations * N * T * world_size)
         writer.close()
@@ -729,7 +702,9 @@ def finish(agent: Agent, args: Args, device: torch.device, run_dir: Path, writer
         for key, value in scores.items():
             writer.add_scalar(f"eval/{key}", value, step)
         print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
-        flags = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()}
+        flags = {
+            key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()
+        }
         writer.add_hparams(flags, {f"eval/{key}": value for key, value in scores.items()}, run_name=".")
     if args.capture_video:
         frames = play(agent, args, device)

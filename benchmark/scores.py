@@ -2,7 +2,7 @@
 
     python benchmark/scores.py --out docs/results/ppo_action_mask.json
 
-Resumable: runs that the file already holds are not repeated. Runs one after another, so that the minutes mean something.
+Resumable: runs that the file already holds are not repeated. They run one after another: the minutes mean something.
 """
 
 import json
@@ -23,7 +23,9 @@ RUNS = {
     "Taxi": "--env-id Taxi-v4 --num-envs 16 --total-timesteps 1000000 --compile",
     "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --total-timesteps 1000000 --compile",
 }
-CODE = "import json, sys, ppo_action_mask as p; print('SCORES', json.dumps(p.main(p.tyro.cli(p.Args, args=sys.argv[1:]))))"
+CODE = (
+    "import json, sys, ppo_action_mask as p; print('SCORES', json.dumps(p.main(p.tyro.cli(p.Args, args=sys.argv[1:]))))"
+)
 
 
 @dataclass

@@ -3,8 +3,8 @@
     pip install -r requirements.txt -r benchmark/requirements.txt
     python benchmark/throughput.py --pairs 5 --out docs/results/throughput.json
 
-Every arm trains on the same JobRouting (16 machines) with the same network (2x64 tanh), minibatches of 256, 4 epochs and
-learning rate, in a process of its own on one thread; arms alternate, so that a slow phase of the machine hits all of them.
+Every arm trains on the same JobRouting (16 machines) with the same network (2x64 tanh), minibatches of 256, 4 epochs
+and learning rate, in a process of its own on one thread; arms alternate, so that a slow phase of the machine hits all.
 A figure is the median over rounds of (arm / MaskablePPO of the same round), with the smallest and largest ratio. The
 first quarter of each run is left out: imports, and compiling where it is on.
 """
@@ -182,7 +182,13 @@ def main(args: Args) -> None:
     if args.out:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         versions = {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gym.__version__}
-        setup = {"commit": commit, "versions": versions, "cores": os.cpu_count(), "pairs": args.pairs, "steps": args.steps}
+        setup = {
+            "commit": commit,
+            "versions": versions,
+            "cores": os.cpu_count(),
+            "pairs": args.pairs,
+            "steps": args.steps,
+        }
         args.out.write_text(json.dumps(setup | {"ratios": table, "steps_per_second": rates}, indent=2) + "\n")
 
 

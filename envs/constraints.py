@@ -132,7 +132,9 @@ def legal_actions(
         ValueError: Environment 1: the constraint In on field 'pick' leaves no legal value among Pick(CUBE=5, BALL=6).
     """
     if not isinstance(constraints, Mapping):
-        raise TypeError(f"A mask function returns a dict of field names to In or Mask, got {type(constraints).__name__}.")
+        raise TypeError(
+            f"A mask function returns a dict of field names to In or Mask, got {type(constraints).__name__}."
+        )
     unknown = [name for name in constraints if name not in fields]
     if unknown:
         raise ValueError(f"The mask function constrains unknown fields {unknown}; the action has {list(fields)}.")
@@ -191,8 +193,8 @@ class MaskFunction(_FieldActions, gym.Wrapper):
     """Give any `gymnasium.Env` an action mask that is declared by a function of its observation.
 
     The wrapped environment takes `Discrete` or `MultiDiscrete` indices, and its infos hold `action_mask` (sum of
-    members,) int8. The inner environment receives the enumeration's own values: a dict by field name if its action space
-    is a Dict, a scalar if it is Discrete, else an array in the fields' order.
+    members,) int8. The inner environment receives the enumeration's own values: a dict by field name if its action
+    space is a Dict, a scalar if it is Discrete, else an array in the fields' order.
 
     Args:
         env: the environment.
@@ -234,7 +236,7 @@ class MaskFunction(_FieldActions, gym.Wrapper):
 class VectorMaskFunction(_FieldActions, VectorWrapper):
     """`MaskFunction` for a SAME_STEP vector environment with batched `final_obs`, such as `envs.base.BatchedEnv`.
 
-    The mask function sees the batched observation and returns batched constraints; arguments are those of `MaskFunction`.
+    The mask function sees the batched observation and returns batched constraints; arguments as for `MaskFunction`.
     """
 
     def __init__(self, env: VectorEnv, fields: Fields, mask_function: Callable[[Any], Constraints], hide=()):

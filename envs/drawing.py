@@ -13,7 +13,9 @@ def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return image, ImageDraw.Draw(image)
 
 
-def text(draw: ImageDraw.ImageDraw, xy: tuple[float, float], message: str, size: int = 12, fill: str = INK, anchor="mm"):
+def text(
+    draw: ImageDraw.ImageDraw, xy: tuple[float, float], message: str, size: int = 12, fill: str = INK, anchor="mm"
+):
     """Write `message` at `xy`; `anchor` is Pillow's two letters (mm: centred on xy, la: xy is the top left corner)."""
     draw.text(xy, message, fill=fill, font=ImageFont.load_default(size), anchor=anchor)
 

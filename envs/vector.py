@@ -44,7 +44,7 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
     Args:
         action_mask: (N, sum(nvec)), bool or numbers that are 0 or 1; 1 where the action is legal.
         nvec: (K,) choices in each action field.
-        first_env: the index of the environment that row 0 belongs to, for the message.
+        first_env: the index of the environment that row 0 belongs to, for messages.
         ended: (N,) bool or a bool, rows of states that nobody acts in any more, which may have no legal action.
 
     Raises:
@@ -59,15 +59,15 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
     if mask.ndim != 2 or mask.shape[1] != nvec.sum() or mask.dtype.kind not in "biuf":
         fields = " + ".join(map(str, nvec[:6])) + (" + ..." if len(nvec) > 6 else "")
         raise ValueError(
-            f"Environment {first_env}: the action mask has shape {mask.shape[1:]} and dtype {mask.dtype}; expected shape "
-            f"({nvec.sum()},), one entry for each choice ({fields}), as int8 with 1 where legal."
+            f"Environment {first_env}: the action mask has shape {mask.shape[1:]} and dtype {mask.dtype}; expected "
+            f"shape ({nvec.sum()},), one entry for each choice ({fields}), as int8 with 1 where legal."
         )
     bad = (mask != 0) & (mask != 1)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
-            f"Environment {first_env + row}: the action mask holds {mask[row, column]} at entry {column}; expected only "
-            f"0 (illegal) and 1 (legal)."
+            f"Environment {first_env + row}: the action mask holds {mask[row, column]} at entry {column}; expected "
+            f"only 0 (illegal) and 1 (legal)."
         )
     mask = mask.astype(np.int8, copy=False)
     if len(nvec) == 1:
@@ -79,8 +79,8 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
         row = np.flatnonzero(empty)[0]
         field = np.flatnonzero(~legal[row])[0]
         raise ValueError(
-            f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its {nvec[field]} "
-            f"entries are all 0). A state in which the agent acts needs a legal action: add a no-op, or end the episode."
+            f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its "
+            f"{nvec[field]} entries are all 0). A state in which the agent acts needs one: add a no-op, or end the episode."
         )
     return mask
 
@@ -168,8 +168,8 @@ class UniformVectorEnv(VectorWrapper):
         flatten: flatten observations.
 
     Raises:
-        ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or inf
-            in an observation or reward, with the environment's index.
+        ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or
+            inf in an observation or reward, with the environment's index.
     """
 
     def __init__(self, env: VectorEnv, require_mask: bool = True, flatten: bool = True):
@@ -177,8 +177,8 @@ class UniformVectorEnv(VectorWrapper):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"{env} resets with autoreset mode {mode}; the scripts need AutoresetMode.SAME_STEP, in which the last step "
-                f"of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give the "
+                f"{env} resets with autoreset mode {mode}; the scripts need AutoresetMode.SAME_STEP, in which the last "
+                f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give the "
                 f"id an entry_point so that Gymnasium's vector environments can be used."
             )
         self.require_mask, self.flatten, self.raw_space = require_mask, flatten, env.single_observation_space
@@ -250,8 +250,8 @@ class UniformVectorEnv(VectorWrapper):
         if not np.isfinite(flat).all():
             row, column = np.argwhere(~np.isfinite(flat))[0]
             raise ValueError(
-                f"Environment {row}: the observation holds {flat[row, column]} at entry {column} of its flat form; expected "
-                f"finite numbers. Training stops here, before they reach the network."
+                f"Environment {row}: the observation holds {flat[row, column]} at entry {column} of its flat form; "
+                f"expected finite numbers. Training stops here, before they reach the network."
             )
         return flat
 
@@ -296,7 +296,9 @@ def make_vec(
             makers = [lambda index=index: MaskToInfo(gym.make(env_id, **kwargs), index) for index in range(num_envs)]
             env = vectorise(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         elif async_envs:
-            raise ValueError(f"--async-envs: {env_id} is batched already and steps all environments at once; leave it out.")
+            raise ValueError(
+                f"--async-envs: {env_id} is batched already and steps all environments at once; leave it out."
+            )
     except (TypeError, gym.error.Error) as error:
         raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {error}") from error
     return UniformVectorEnv(env, require_mask, flatten)

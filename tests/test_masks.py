@@ -30,9 +30,7 @@ def test_worked_figures():
     )
     torch.testing.assert_close(free.entropy(), torch.tensor([0.5867, 0.8600]), atol=5e-5, rtol=0)
     masked = CategoricalMasked(LOGITS, MASK)
-    torch.testing.assert_close(
-        masked.probs, torch.tensor([[0, 0, 1], [0.3017, 0.6983, 0]]), atol=5e-5, rtol=0
-    )
+    torch.testing.assert_close(masked.probs, torch.tensor([[0, 0, 1], [0.3017, 0.6983, 0]]), atol=5e-5, rtol=0)
     torch.testing.assert_close(masked.entropy(), torch.tensor([0, 0.6123]), atol=5e-5, rtol=0)
 
 

@@ -54,9 +54,10 @@ def test_python_blocks(block, capsys):
     for said in re.findall(r"print\(.*?\)  # (\[[^:\n]*\])", block):
         expected = [float(x) for x in re.findall(r"\d+\.?\d*", said)]
         found = [float(x) for x in re.findall(r"\d+\.\d*(?:e-?\d+)?|\d+", printed)]
-        assert any(
-            found[i : i + len(expected)] == pytest.approx(expected, abs=5e-5) for i in range(len(found))
-        ), (said, printed)
+        assert any(found[i : i + len(expected)] == pytest.approx(expected, abs=5e-5) for i in range(len(found))), (
+            said,
+            printed,
+        )
 
 
 def test_pitfalls_name_tests_that_exist():

@@ -10,7 +10,7 @@ from envs.vector import check_action_mask, flat_size, flatten_observations, make
 
 
 class Counter(gym.Env):
-    """Counts to `length`. Its mask forbids action `count % 3`; `convention` says how it is given, `fault` what breaks."""
+    """Counts to `length`. Its mask forbids `count % 3`; `convention` says how it is given, `fault` what breaks."""
 
     observation_space = spaces.Box(0, 100, (1,))
     action_space = spaces.Discrete(3, start=5)
