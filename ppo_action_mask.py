@@ -1,6 +1,6 @@
 """Masked PPO: illegal actions get probability 0, in acting and in the gradient.
 
-    python ppo_action_mask.py                                                    # JobRouting: half the machines are down
+    python ppo_action_mask.py                                                    # JobRouting: half of 16 are down
     python ppo_action_mask.py --env-id Masked/Maze-v0 --total-timesteps 3000000  # a new maze each episode
     python ppo_action_mask.py --mask-mode none                                   # the same agent without the mask
     torchrun --nproc-per-node 2 ppo_action_mask.py                               # data-parallel, one rank a core or GPU
@@ -440,8 +440,8 @@ def check_args(args: Args, world_size: int) -> None:
         raise ValueError(f"--num-envs {args.num_envs} and --minibatch-size {args.minibatch_size} are totals that the "
                          f"{world_size} ranks share; expected multiples of {world_size}.")  # fmt: skip
     if batch_size % args.minibatch_size:
-        raise ValueError(f"--minibatch-size {args.minibatch_size} does not divide a rollout, --num-envs {args.num_envs} x "
-                         f"--num-steps {args.num_steps} = {batch_size} samples; expected a divisor.")  # fmt: skip
+        raise ValueError(f"--minibatch-size {args.minibatch_size} does not divide a rollout, --num-envs {args.num_envs}"
+                         f" x --num-steps {args.num_steps} = {batch_size} samples; expected a divisor.")  # fmt: skip
     if args.total_timesteps < batch_size:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -480,8 +480,8 @@ def main(args: Args) -> dict[str, float]:
     optimizer = torch.optim.Adam([flat], lr=args.learning_rate, eps=1e-5, fused=True)
     if checkpoint:
         if (checkpoint["obs_dim"], tuple(checkpoint["nvec"])) != (obs_dim, nvec):
-            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} choices; "
-                             f"{args.env_id} has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
+            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} "
+                             f"choices; {args.env_id} has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
         agent.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
     if args.eval_only:
@@ -496,7 +496,7 @@ def main(args: Args) -> dict[str, float]:
     next_mask, iteration = infos["action_mask"], 0
     if checkpoint:
         if len(checkpoint["ranks"]) != world_size:
-            raise ValueError(f"--resume {path}: written by {len(checkpoint['ranks'])} ranks, started with {world_size}; "
+            raise ValueError(f"--resume {path}: written by {len(checkpoint['ranks'])} ranks, not {world_size}; "
                              f"expected torchrun --nproc-per-node {len(checkpoint['ranks'])}.")  # fmt: skip
         run_dir, iteration, mine = Path(path).parent, checkpoint["iteration"], checkpoint["ranks"][rank]
         generator.set_state(mine["generator"])
@@ -636,8 +636,8 @@ def main(args: Args) -> dict[str, float]:
         if not (torch.isfinite(metrics).all() and torch.isfinite(flat).all()):
             kept = run_dir / "checkpoint.pt"
             raise ValueError(
-                f"The loss or the weights are NaN or inf after {global_step} steps. Lower --learning-rate, or scale rewards "
-                f"and observations. Last good checkpoint: {kept if kept.exists() else 'none was written'}."
+                f"The loss or the weights are NaN or inf after {global_step} steps. Lower --learning-rate, or scale "
+                f"rewards and observations. Last good checkpoint: {kept if kept.exists() else 'none was written'}."
             )
 
         # LOG

@@ -37,11 +37,11 @@ class JobRouting(BatchedEnv):
     """Route jobs to the machines that are up.
 
     ## Description
-    In each step one job arrives: text, image, audio or video, of some size and urgency. It goes to one of M machines. Each
-    machine has a price per job and, for each kind of job, a speed; fast machines tend to be dear. A large urgent job is
-    worth an expensive machine, a small or patient one is not. Prices and speeds are fixed by `fleet_seed`, equal in
-    all environments and never shown: the agent learns them. After every step one of the machines that are up fails and one of
-    those that are down returns, so that always exactly `num_up` are up.
+    In each step one job arrives: text, image, audio or video, of some size and urgency. It goes to one of M machines.
+    Each machine has a price per job and, for each kind of job, a speed; fast machines tend to be dear. A large urgent
+    job is worth an expensive machine, a small or patient one is not. Prices and speeds are fixed by `fleet_seed`, equal
+    in all environments and never shown: the agent learns them. After every step one of the machines that are up fails
+    and one of those that are down returns, so that always exactly `num_up` are up.
 
     ## Action Space
     `Discrete(num_machines)`, actions (N,) integers: the machine that gets the job, a value of `machines(num_machines)`.
@@ -188,7 +188,7 @@ class JobRouting(BatchedEnv):
         best = offers.argmax()
 
         def tile(m: int) -> str:
-            sign = "*" if m == best else ">" if m == self.last_machine[row] else " "
+            sign = (">" if m == self.last_machine[row] else " ") + ("*" if m == best else " ")
             state = f"{offers[m]:.2f}" if up[m] else " xx "
             return f"{sign}{f'M{m}':<4} {state} {coins(self.price[m]) * '$':<4}"
 
@@ -238,19 +238,20 @@ class JobRouting(BatchedEnv):
             draw.rounded_rectangle([x, y, right, bottom], 7, fill=fill, outline=outline, width=width)
             text(draw, (x + 8, y + font), f"M{m}", font, INK if is_up else MUTED, "lm")
             if not is_up:
-                cross(draw, ((x + right) / 2, middle + font / 3), pitch_y / 6)
+                cross(draw, ((x + right) / 2, middle + font / 2), pitch_y / 7)
                 continue
             text(draw, (right - 8, y + font), f"{offers[m]:.2f}", font, LEGAL, "rm")
-            radius = font / 4
+            radius = font / 3
             for coin in range(coins(self.price[m])):
                 left = x + 9 + coin * radius * 2.6
                 draw.ellipse([left, middle - radius, left + 2 * radius, middle + radius], fill=GOLD, outline="#b8862d")
             swiftness = 1 + np.log(self.speed[kind, m]) / 7  # speeds span e**-7 to 1
             gauge(draw, (x + 8, bottom - font, right - 8, bottom - font / 2), swiftness, color)
 
-        footer = f"{self._news(row)}      best now: M{best}, {offers[best]:.2f}"
-        more = f"      +{self.num_machines - shown} more" if shown < self.num_machines else ""
-        text(draw, (24, 474), footer + more, 14, anchor="lm")
+        refused = self.last_machine[row] >= 0 and not self.last_reward[row]
+        more = f"   (+{self.num_machines - shown} more)" if shown < self.num_machines else ""
+        text(draw, (24, 474), self._news(row), 14, ILLEGAL if refused else INK, "lm")
+        text(draw, (236, 474), f"best now: M{best}, {offers[best]:.2f}{more}", 14, anchor="lm")
         text(draw, (776, 474), "bar: speed   coins: price   gold: best   dark: last", 12, MUTED, "rm")
         return pixels(image)
 

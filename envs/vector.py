@@ -80,7 +80,7 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
         field = np.flatnonzero(~legal[row])[0]
         raise ValueError(
             f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its "
-            f"{nvec[field]} entries are all 0). A state in which the agent acts needs one: add a no-op, or end the episode."
+            f"{nvec[field]} entries are all 0). A state to act in needs one: add a no-op, or end the episode."
         )
     return mask
 
@@ -178,8 +178,8 @@ class UniformVectorEnv(VectorWrapper):
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"{env} resets with autoreset mode {mode}; the scripts need AutoresetMode.SAME_STEP, in which the last "
-                f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give the "
-                f"id an entry_point so that Gymnasium's vector environments can be used."
+                f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give "
+                f"the id an entry_point so that Gymnasium's vector environments can be used."
             )
         self.require_mask, self.flatten, self.raw_space = require_mask, flatten, env.single_observation_space
         self.nvec = action_nvec(env.single_action_space)
