@@ -1,21 +1,19 @@
-"""BinPlacement: objects arrive before a carousel of bins; which bin, and which way round? The mask uses `In`."""
+"""Bin placement: pack each object into the bin, and in the orientation, that it fits most snugly."""
 
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from PIL import ImageDraw
 
 from envs.base import BatchedEnv
 from envs.constraints import In, VectorMaskFunction
-from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
-
-REJECT_REWARD = 0.1
-CLASSES = ("small", "medium", "large")
+from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, canvas, cross, pixels, text
 
 
 class Bin(IntEnum):
-    """Where an object can go. The simulator's own numbers: they start at 10 and have gaps."""
+    """Where an object goes; the values are the labels on the bins, not indices."""
 
     REJECT = 10
     SMALL_A = 11
@@ -27,198 +25,279 @@ class Bin(IntEnum):
 
 
 class Orientation(IntEnum):
-    """Which way round an object is put down; FLAT swaps its width and height."""
+    """UPRIGHT: as the object stands; FLAT: on its side, width and height exchanged."""
 
     UPRIGHT = 1
     FLAT = 2
 
 
-BINS = np.array([int(member) for member in Bin if member is not Bin.REJECT])  # (6,), small ones first
+SMALL, LARGE = list(Bin)[1:4], list(Bin)[4:]
+SIZES = ("small", "medium", "large")
+SIZE_COLORS = (LEGAL, ACCENT, "#8a5fa8")
+TAKES = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]], bool)  # size class x real bin
+SIDES = np.array([[0.1, 0.5], [0.3, 0.7], [0.5, 1.0]])  # shortest and longest side of an object of each size class
+ROOMS = np.array([[0.1, 0.6]] * 3 + [[0.4, 1.0]] * 3)  # the same of each real bin's room
+P_OPEN, REJECT_REWARD, PICKINESS = 0.7, 0.1, 3.0
+INDEX = np.full(max(Bin) + 1, -1)  # position of a value in the enumeration, -1 where it has no such member
+INDEX[list(Bin)] = np.arange(len(Bin))
+
+
+def fitting_bins(state: dict[str, np.ndarray]) -> dict[str, In]:
+    """The mask function: bins of the object's size that are open, and REJECT; the orientation is unconstrained."""
+    is_small, is_large = state["object"][..., 2:3] == 1, state["object"][..., 4:5] == 1
+    padding = np.full_like(state["small_bins"], -1)
+    small, large = (np.concatenate([state[key], padding], axis=-1) for key in ("small_bins", "large_bins"))
+    bins = np.where(is_small, small, np.where(is_large, large, state["open_bins"]))  # (..., 6)
+    reject = np.full_like(bins[..., :1], Bin.REJECT)
+    return {"bin": In(np.concatenate([bins, reject], axis=-1))}
 
 
 class BinPlacement(BatchedEnv):
-    """N conveyors, each with six bins and a reject bin: the simulator, which takes the enumerations' own values.
+    """Place objects into the open bins of their size.
 
     ## Description
-    Objects of random width and height arrive one at a time. A carousel shows six bins, three small and three large,
-    each open or closed and with a random free room. The agent names a bin and an orientation; the closer the object's
-    outline is to the bin's room, the better. Then the carousel turns: bins and object are drawn anew, so that the best
-    choice depends on the present state only and is known exactly.
+    A carousel shows, in each step, six bins with random room and one object. Three bins are small and three large; each is
+    open with probability 0.7. A small object may go into small bins, a large one into large bins, and a medium one into any.
+    The object may be placed upright or flat, and every object may be rejected. A gap around the object is as bad as a part
+    of it that sticks out, so the best choice is the bin and orientation whose sides match best.
 
     ## Action Space
-    `MultiDiscrete([7, 2])` through `make_vec` or `gymnasium.make`: an index into `Bin` and one into `Orientation`. The
-    simulator itself takes `{"bin": (N,), "orientation": (N,)}` with the enumerations' values (10 to 23, 1 to 2).
+    A `Dict` of enumeration values, each (N,) integers: `bin`, a value of `Bin` (10 to 13, 21 to 23), and `orientation`, a
+    value of `Orientation` (1, 2). The orientation of a rejected object does not matter. `make_bin_placement_vec`
+    takes their indices instead, `MultiDiscrete([7, 2])`.
 
     ## Observation Space
-    A Dict. For the learner `object` (6,) float32: width, height, one-hot of small, medium, large, time left; and `room`
-    (6, 2) float32: free width and height of each bin. For the mask only: `small_bins` and `large_bins` (3,) int64, the
-    open bins of each size, and `open_bins` (6,) int64, all open ones, each padded with -1.
+    A `Dict` of
+
+    | key | shape, dtype | content |
+    |-|-|-|
+    | `object` | (6,) float32 in [0, 1] | width, height, size class (3, one-hot), share of the episode that is left |
+    | `room` | (6, 2) float32 in [0, 1] | free width and height of each real bin, in the order of `Bin`, open or not |
+    | `small_bins` | (3,) int64 | values of the small bins that are open, -1 for each that is closed |
+    | `large_bins` | (3,) int64 | the same for large bins |
+    | `open_bins` | (6,) int64 | the same for all real bins |
+
+    Only the mask needs the last three; `make_bin_placement_vec` hides them from the learner.
 
     ## Rewards
-    `max(0, 1 - 2 * max(|width - room width|, |height - room height|))` after rotation, 0.1 in the reject bin, and 0 for
-    an illegal action.
+    `exp(-3 * (|room width - width| + |room height - height|))` for the object as it is placed, in (0, 1], and 0.1 for
+    REJECT. Random legal play earns about half of what best play does.
 
     ## Starting State
-    A random object, random bins.
+    A random object, random room, and each bin open with probability 0.7.
 
     ## Episode End
-    Terminates after `num_objects` steps; time left is observed.
+    The carousel stops after `num_objects` steps: a termination, and the observation tells the time left.
+    `final_info["optimal_return"]` is what the best legal choice would have earned in every step. There is no truncation.
 
     ## Action Mask
-    Small objects may go to open small bins, large ones to open large bins, middle ones to any open bin, all of them to
-    the reject bin, which keeps the mask from being empty. The orientation is free. An illegal action is a no-op: the
-    object stays, the carousel turns.
+    Bins that are closed or of the wrong size are illegal, as is a value that is no `Bin`. An object that is sent there is
+    refused: the reward is 0, the object stays for the next step, and the carousel moves on to fresh bins. REJECT is
+    always legal, so the mask is never empty. The mask is declared by `fitting_bins`.
 
     ## Arguments
-    `num_envs`, `num_objects` (32) and `render_mode` (None, "rgb_array" or "ansi").
+    Args:
+        num_envs: N, environments in the batch.
+        num_objects: steps in an episode.
+        render_mode: "rgb_array", "ansi" or None.
 
     Example:
         >>> import gymnasium as gym
-        >>> env = gym.make("Masked/BinPlacement-v0")
+        >>> env = gym.make("Masked/BinPlacement-v0", num_objects=4)
         >>> obs, info = env.reset(seed=1)
-        >>> sorted(obs), info["action_mask"].shape, int(info["action_mask"][0])
-        (['object', 'room'], (9,), 1)
-        >>> env.step([0, 0])[1]  # the reject bin
+        >>> list(obs), info["action_mask"]
+        (['object', 'room'], array([1, 0, 0, 0, 0, 1, 1, 1, 1], dtype=int8))
+        >>> env.step([0, 1])[1]  # REJECT
         0.1
     """
 
-    state_arrays = ("item", "room", "is_open", "optimum", "total", "last", "last_reward")
+    state_arrays = (
+        *("sides", "size", "room", "open", "optimum", "total"),
+        *("last_bin", "last_orientation", "last_reward"),
+    )
 
     def __init__(self, num_envs: int, num_objects: int = 32, render_mode: str | None = None):
         if num_objects < 1:
             raise ValueError(f"num_objects must be at least 1, got {num_objects}.")
         self.num_objects = num_objects
-        names = {"small_bins": 3, "large_bins": 3, "open_bins": 6}
         observation_space = spaces.Dict(
-            {"object": spaces.Box(0, 1, (6,), np.float32), "room": spaces.Box(0, 1, (6, 2), np.float32)}
-            | {name: spaces.Box(-1, int(max(Bin)), (size,), np.int64) for name, size in names.items()}
+            {
+                "object": spaces.Box(0, 1, (6,), np.float32),
+                "room": spaces.Box(0, 1, (6, 2), np.float32),
+                "small_bins": spaces.Box(-1, max(Bin), (3,), np.int64),
+                "large_bins": spaces.Box(-1, max(Bin), (3,), np.int64),
+                "open_bins": spaces.Box(-1, max(Bin), (6,), np.int64),
+            }
         )
-        action_space = spaces.Dict({"bin": spaces.Discrete(14, start=10), "orientation": spaces.Discrete(2, start=1)})
+        action_space = spaces.Dict(
+            {
+                "bin": spaces.Discrete(max(Bin) - min(Bin) + 1, start=min(Bin)),
+                "orientation": spaces.Discrete(len(Orientation), start=min(Orientation)),
+            }
+        )
         # One step more than an episode has: the base never truncates.
         super().__init__(num_envs, observation_space, action_space, num_objects + 1, render_mode)
-        self.item = np.zeros((num_envs, 2))  # (N, 2): width, height
-        self.room = np.zeros((num_envs, 6, 2))
-        self.is_open = np.zeros((num_envs, 6), bool)
-        self.optimum, self.total, self.last_reward = (np.zeros(num_envs) for _ in range(3))
-        self.last = np.full((num_envs, 2), -1)  # the last bin and orientation, by value
+        self.sides, self.size = np.zeros((num_envs, 2)), np.zeros(num_envs, np.int64)
+        self.room, self.open = np.zeros((num_envs, 6, 2)), np.zeros((num_envs, 6), bool)
+        self.optimum, self.total, self.last_reward = np.zeros((3, num_envs))
+        self.last_bin, self.last_orientation = np.full((2, num_envs), -1)
 
     def best_actions(self) -> np.ndarray:
-        """Indices (N, 2) int64 of the best bin and orientation."""
-        return np.stack(np.divmod(self._rewards().reshape(self.num_envs, -1).argmax(axis=1), 2), axis=1)
+        """The best choice (N, 2) int64 for the present object: indices of the bin and the orientation, not values."""
+        best = self._offers(self._rows).reshape(self.num_envs, -1).argmax(axis=1)
+        return np.stack(np.divmod(best, len(Orientation)), axis=1)
 
-    def _size_class(self, rows: np.ndarray) -> np.ndarray:
-        area = self.item[rows].prod(axis=1)
-        return (area > 0.2).astype(int) + (area > 0.4)
+    def _legal(self, rows: np.ndarray) -> np.ndarray:
+        """Which real bins (R, 6) bool take the present object."""
+        return self.open[rows] & TAKES[self.size[rows]]
 
-    def _legal_bins(self, rows: np.ndarray) -> np.ndarray:
-        size_class = self._size_class(rows)[:, None]
-        suits = np.where(np.arange(6) < 3, size_class != 2, size_class != 0)
-        return self.is_open[rows] & suits
+    def _offers(self, rows: np.ndarray) -> np.ndarray:
+        """What each bin and orientation would earn now (R, 7, 2) float64: 0 where it is illegal."""
+        upright = self.sides[rows]
+        placed = np.stack([upright, upright[:, ::-1]], axis=1)  # (R, orientation, 2)
+        misfit = np.abs(self.room[rows][:, :, None] - placed[:, None]).sum(axis=-1)
+        offers = np.full((len(rows), len(Bin), len(Orientation)), REJECT_REWARD)
+        offers[:, 1:] = np.where(self._legal(rows)[..., None], np.exp(-PICKINESS * misfit), 0.0)
+        return offers
 
-    def _rewards(self) -> np.ndarray:
-        """The reward (N, 7, 2) of each bin and orientation; 0 where illegal."""
-        ways = np.stack([self.item, self.item[:, ::-1]], axis=1)  # (N, 2, 2): orientation, width and height
-        misfit = np.abs(ways[:, None] - self.room[:, :, None]).max(axis=-1)  # (N, 6, 2)
-        fits = np.where(self._legal_bins(self._rows)[..., None], np.maximum(0.0, 1 - 2 * misfit), 0.0)
-        return np.concatenate([np.full((self.num_envs, 1, 2), REJECT_REWARD), fits], axis=1)
+    def _new_objects(self, rows: np.ndarray, draws: np.ndarray) -> None:
+        size = (len(SIZES) * draws[:, 0]).astype(np.int64)
+        short, long = SIDES[size].T[..., None]
+        # An upright object is at least as high as it is wide.
+        self.size[rows], self.sides[rows] = size, np.sort(short + (long - short) * draws[:, 1:], axis=1)
 
-    def _draw(self, rows: np.ndarray, new_item: np.ndarray) -> None:
-        draws = self._uniform(rows, 20)
-        self.item[rows[new_item]] = 0.2 + 0.8 * draws[new_item, :2]
-        self.room[rows] = 0.2 + 0.8 * draws[:, 2:14].reshape(-1, 6, 2)
-        self.is_open[rows] = draws[:, 14:] < 0.7
+    def _new_bins(self, rows: np.ndarray) -> None:
+        draws, (least, most) = self._uniform(rows, 6, 3), ROOMS.T[..., None]
+        self.room[rows] = least + (most - least) * draws[..., :2]
+        self.open[rows] = draws[..., 2] < P_OPEN
 
     def _reset_rows(self, rows: np.ndarray) -> None:
+        self._new_objects(rows, self._uniform(rows, 3))
+        self._new_bins(rows)
         self.optimum[rows] = self.total[rows] = self.last_reward[rows] = 0
-        self.last[rows] = -1
-        self._draw(rows, np.ones(len(rows), bool))
+        self.last_bin[rows] = self.last_orientation[rows] = -1
 
-    def _advance(self, actions: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        bins, ways = np.asarray(actions["bin"]), np.asarray(actions["orientation"])
-        index = np.where(bins == Bin.REJECT, 0, 1 + np.searchsorted(BINS, bins).clip(max=5))
-        table = self._rewards()
-        rewards = table[self._rows, index, ways - 1]
-        legal = np.concatenate([np.ones((self.num_envs, 1), bool), self._legal_bins(self._rows)], axis=1)
-        self.optimum += table.max(axis=(1, 2))
+    def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
+        bins, orientation = np.asarray(actions["bin"]), np.asarray(actions["orientation"])
+        index, offers = INDEX[bins], self._offers(self._rows)
+        rewards = np.where(index >= 0, offers[self._rows, index, orientation - 1], 0.0)
         self.total += rewards
-        self.last[:, 0], self.last[:, 1], self.last_reward[:] = bins, ways, rewards
-        self._draw(self._rows, legal[self._rows, index])
+        self.optimum += offers.max(axis=(1, 2))
+        self.last_bin[:], self.last_orientation[:], self.last_reward[:] = bins, orientation, rewards
+        placed = rewards > 0
+        self._new_objects(self._rows[placed], self._uniform(self._rows, 3)[placed])
+        self._new_bins(self._rows)
         return rewards, self.elapsed + 1 >= self.num_objects
 
     def _observe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        is_open = self.is_open[rows]
-        time_left = 1 - self.elapsed[rows] / self.num_objects
-        item = np.concatenate([self.item[rows], np.eye(3)[self._size_class(rows)], time_left[:, None]], axis=1)
-        open_bins = np.where(is_open, BINS, -1)
-        mask_only = {"small_bins": open_bins[:, :3], "large_bins": open_bins[:, 3:], "open_bins": open_bins}
-        return {"object": item.astype(np.float32), "room": self.room[rows].astype(np.float32)} | mask_only
+        time_left = 1 - self.elapsed[rows, None] / self.num_objects
+        item = np.concatenate([self.sides[rows], np.eye(len(SIZES))[self.size[rows]], time_left], axis=1)
+        open_bins = np.where(self.open[rows], [*SMALL, *LARGE], -1)
+        lists = {"small_bins": open_bins[:, :3].copy(), "large_bins": open_bins[:, 3:].copy(), "open_bins": open_bins}
+        return {"object": item.astype(np.float32), "room": self.room[rows].astype(np.float32), **lists}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"optimal_return": self.optimum[rows]}
 
     def _headline(self, row: int) -> str:
         share = f" = {self.total[row] / self.optimum[row]:.0%} of the best" if self.optimum[row] else ""
-        return f"object {self.elapsed[row]}/{self.num_objects}   return {self.total[row]:.2f}{share}"
+        return f"step {self.elapsed[row]}/{self.num_objects}   return {self.total[row]:.2f}{share}"
 
     def _news(self, row: int) -> str:
-        if self.last[row, 0] < 0:
-            return "a new belt"
-        where, way = Bin(self.last[row, 0]).name, Orientation(self.last[row, 1]).name
-        reward = self.last_reward[row]
-        return f"last: {where}, {way}, {f'earned {reward:.2f}' if reward else 'did not go in'}"
+        if self.last_bin[row] < 0:
+            return "the carousel starts"
+        value = self.last_bin[row]
+        name = Bin(value).name if INDEX[value] >= 0 else f"{value}, which is no bin"
+        if not self.last_reward[row]:
+            return f"refused by {name}: the object stays"
+        posture = "" if value == Bin.REJECT else f" {Orientation(self.last_orientation[row]).name}"
+        return f"last object: {name}{posture} earned {self.last_reward[row]:.2f}"
 
     def _render_ansi(self, row: int) -> str:
-        width, height = self.item[row]
-        name = CLASSES[self._size_class(np.array([row]))[0]]
-        lines = [self._headline(row), self._news(row), f"{name} object {width:.2f} x {height:.2f}"]
-        for index, legal in enumerate(self._legal_bins(np.array([row]))[0]):
-            room = "{:.2f} x {:.2f}".format(*self.room[row, index])
-            lines.append(f"  {'o' if legal else 'x'} {Bin(BINS[index]).name:8s} {room}{'' if legal else '  illegal'}")
-        return "\n".join([*lines, "  o REJECT"])
+        offers = self._offers(np.array([row]))[0]
+        best = np.unravel_index(offers.argmax(), offers.shape)
+        width, height = self.sides[row]
+        lines = [
+            self._headline(row),
+            f"object: {SIZES[self.size[row]]}, {width:.2f} wide x {height:.2f} high   ({self._news(row)})",
+            f"   {'bin':<8} {'room':<11}  upright  flat",
+        ]
+        for b, (member, (upright, flat)) in enumerate(zip(Bin, offers, strict=True)):
+            sign = (">" if member == self.last_bin[row] else " ") + ("*" if b == best[0] else " ")
+            room = "" if member == Bin.REJECT else "{:.2f} x {:.2f}".format(*self.room[row, b - 1])
+            offer = f"{upright:.2f}     {flat:.2f}" if upright else f"xx       xx    ({self._refusal(row, b - 1)})"
+            lines.append(f"{sign} {member.name:<8} {room:<11}  {offer}")
+        choice = f"{list(Bin)[best[0]].name} {list(Orientation)[best[1]].name}"
+        return "\n".join([*lines, f"* best choice ({choice})   > last choice   xx illegal"])
+
+    def _refusal(self, row: int, real_bin: int) -> str:
+        return "wrong size" if self.open[row, real_bin] else "closed"
 
     def _render_rgb(self, row: int) -> np.ndarray:
-        image, draw = canvas(640, 400)
-        unit, legal = 96, self._legal_bins(np.array([row]))[0]
-        width, height = self.item[row]
-        text(draw, (20, 24), self._headline(row), 16, anchor="lm")
-        text(draw, (20, 48), self._news(row), 13, MUTED, anchor="lm")
-        draw.rounded_rectangle([16, 72, 184, 384], 10, fill="#f1ecdf")
-        text(draw, (100, 92), f"{CLASSES[self._size_class(np.array([row]))[0]]} object", 14)
-        for base, (w, h), label in ((228, (width, height), "UPRIGHT"), (356, (height, width), "FLAT")):
-            box = [100 - w * unit / 2, base - h * unit, 100 + w * unit / 2, base]
-            draw.rounded_rectangle(box, 5, fill=ACCENT, outline=INK, width=2)
-            text(draw, (100, base + 12), label, 11, MUTED)
-        best = self.best_actions()[row, 0] - 1
-        for index in range(6):
-            left, top = 200 + 144 * (index % 3), 72 + 136 * (index // 3)
-            floor, center = top + 112, left + 66
-            draw.rounded_rectangle([left, top, left + 132, top + 128], 10, fill="#ffffff", outline=GRID)
-            w, h = self.room[row, index] * unit
-            color = LEGAL if legal[index] else MUTED
-            draw.rectangle([center - w / 2, floor - h, center + w / 2, floor], fill="#dff1ee" if legal[index] else GRID)
-            draw.line([center - w / 2, floor - h, center - w / 2, floor, center + w / 2, floor, center + w / 2, floor - h],
-                      fill=color, width=4)  # fmt: skip
-            text(draw, (center, floor + 9), Bin(BINS[index]).name, 11, INK if legal[index] else MUTED)
-            if not legal[index]:
-                cross(draw, (center, floor - h / 2), 14, ILLEGAL)
-            if index == best:
-                draw.rounded_rectangle([left, top, left + 132, top + 128], 10, outline=GOLD, width=3)
-        draw.rounded_rectangle([200, 348, 620, 384], 10, fill=PAPER, outline=GOLD if best < 0 else GRID, width=2)
-        text(draw, (410, 366), f"REJECT: always legal, earns {REJECT_REWARD}", 13, MUTED)
+        offers = self._offers(np.array([row]))[0]
+        best_bin, best_orientation = np.unravel_index(offers.argmax(), offers.shape)
+        color, unit = SIZE_COLORS[self.size[row]], 100  # pixels per unit of length, for objects and rooms alike
+        image, draw = canvas(864, 500)
+        text(draw, (24, 28), "Bin placement", 20, anchor="lm")
+        text(draw, (840, 28), self._headline(row), 14, anchor="rm")
+
+        # The conveyor, with the object in both orientations.
+        belt = 176
+        draw.rounded_rectangle([24, belt, 840, belt + 14], 7, fill=GRID)
+        for x in range(34, 836, 18):
+            draw.ellipse([x - 3, belt + 4, x + 3, belt + 10], fill=MUTED)
+        text(draw, (24, 76), SIZES[self.size[row]], 22, color, "lm")
+        text(draw, (24, 102), "{:.2f} wide x {:.2f} high".format(*self.sides[row]), 14, anchor="lm")
+        for x, orientation, sides in ((380, "UPRIGHT", self.sides[row]), (580, "FLAT", self.sides[row, ::-1])):
+            standing_box(draw, (x, belt - 1), sides * unit, color)
+            text(draw, (x, belt + 26), orientation, 12, MUTED)
+
+        # The bins, to the same scale; in each legal one the object as it would lie there best.
+        for b, member in enumerate(Bin):
+            left, floor, is_best = 24 + 118 * b, 396, b == best_bin
+            middle = left + 54
+            outline, width = (GOLD, 4) if is_best else (INK, 2) if member == self.last_bin[row] else (GRID, 1)
+            legal = offers[b, 0] > 0
+            fill = "#fdf3dc" if is_best else "white" if legal else GRID
+            draw.rounded_rectangle([left, 230, left + 108, 446], 8, fill=fill, outline=outline, width=width)
+            text(draw, (middle, 246), member.name, 13, INK if legal else MUTED)
+            if member == Bin.REJECT:
+                text(draw, (middle, 340), "always\npossible", 13, MUTED)
+                text(draw, (middle, 418), f"{REJECT_REWARD:.2f}", 15, LEGAL)
+                continue
+            if legal:
+                orientation = offers[b].argmax()
+                sides = self.sides[row] if orientation == 0 else self.sides[row, ::-1]
+                standing_box(draw, (middle, floor - 3), sides * unit, color)
+                text(draw, (middle, 412), f"{offers[b, orientation]:.2f}", 15, LEGAL)
+                text(draw, (middle, 432), list(Orientation)[orientation].name.lower(), 12, MUTED)
+            half, height = self.room[row, b - 1] * unit * (0.5, 1)
+            walls = [(middle - half, floor - height), (middle - half, floor), (middle + half, floor)]
+            draw.line([*walls, (middle + half, floor - height)], fill=INK if legal else MUTED, width=3, joint="curve")
+            if not legal:
+                cross(draw, (middle, floor - 40), 18)
+                text(draw, (middle, 420), self._refusal(row, b - 1), 12, ILLEGAL)
+
+        refused = self.last_bin[row] >= 0 and not self.last_reward[row]
+        text(draw, (24, 474), self._news(row), 14, ILLEGAL if refused else INK, "lm")
+        text(draw, (840, 474), "gold: best   dark: last   walls: room, to scale", 12, MUTED, "rm")
         return pixels(image)
 
 
-def fitting_bins(state: dict[str, np.ndarray]) -> dict[str, In]:
-    """The mask function: small objects into open small bins, large into large, middle ones into any, all may be rejected."""
-    small, large = state["object"][..., 2:3] > 0, state["object"][..., 4:5] > 0
-    of_small = np.where(large, -1, state["small_bins"])
-    of_large = np.where(small, -1, state["large_bins"])
-    reject = np.full_like(of_small[..., :1], Bin.REJECT)
-    return {"bin": In(np.concatenate([of_small, of_large, reject], axis=-1))}
+def standing_box(draw: ImageDraw.ImageDraw, foot: tuple[float, float], sides: np.ndarray, color: str) -> None:
+    """A box of `sides` (width, height) in pixels that stands on `foot`, the middle of its lower side."""
+    (x, y), (width, height) = foot, sides
+    draw.rounded_rectangle([x - width / 2, y - height, x + width / 2, y], 3, fill=color)
 
 
 def make_bin_placement_vec(num_envs: int, num_objects: int = 32, render_mode: str | None = None) -> VectorMaskFunction:
-    """BinPlacement with its mask, indices for actions, and only `object` and `room` for the learner."""
-    envs = BinPlacement(num_envs, num_objects, render_mode)
+    """`BinPlacement` with its action mask, and with the lists of bins kept from the learner.
+
+    >>> env = make_bin_placement_vec(num_envs=3)
+    >>> obs, infos = env.reset(seed=0)
+    >>> obs["room"].shape, infos["action_mask"].shape
+    ((3, 6, 2), (3, 9))
+    """
+    fields = {"bin": Bin, "orientation": Orientation}
     hidden = ("small_bins", "large_bins", "open_bins")
-    return VectorMaskFunction(envs, {"bin": Bin, "orientation": Orientation}, fitting_bins, hide=hidden)
+    return VectorMaskFunction(BinPlacement(num_envs, num_objects, render_mode), fields, fitting_bins, hide=hidden)

@@ -123,6 +123,7 @@ class MaskToInfo(gym.Wrapper):
     def __init__(self, env: gym.Env, index: int = 0):
         super().__init__(env)
         self.index, self.nvec = index, action_nvec(env.action_space)
+        self.mask_shape = (self.nvec.sum(),)
         space = env.observation_space
         self.in_observation = isinstance(space, spaces.Dict) and "action_mask" in space.spaces
         if self.in_observation:
@@ -149,7 +150,12 @@ class MaskToInfo(gym.Wrapper):
             obs = {key: value for key, value in obs.items() if key != "action_mask"}
         if mask is None:
             return obs, info
-        return obs, info | {"action_mask": check_action_mask(np.asarray(mask)[None], self.nvec, self.index, ended)[0]}
+        mask = np.asarray(mask)
+        # Gymnasium copies the masks into one array of the first one's dtype: what could change there is checked before.
+        if mask.dtype != np.int8 or mask.shape != self.mask_shape:
+            mask = check_action_mask(mask[None], self.nvec, self.index, ended)[0]
+        info["action_mask"] = mask
+        return obs, info
 
 
 class UniformVectorEnv(VectorWrapper):
