@@ -12,7 +12,6 @@ References: Schulman et al. 2017, Proximal policy optimization algorithms, https
             Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171
 """
 
-import functools
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -149,6 +148,8 @@ class CategoricalMasked:
     tensor([[0.2689, 0.7311, 0.0000]])
     """
 
+    _cache: ClassVar[dict[tuple[tuple[int, ...], torch.device], Tensor]] = {}
+
     def __init__(self, logits: Tensor, mask: Tensor | None, nvec: tuple[int, ...] | None = None, validate: bool = True):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != logits.shape):
             raise ValueError(
@@ -162,9 +163,11 @@ class CategoricalMasked:
             logits = rearrange(logits, "... (k a) -> ... k a", k=len(nvec))
             mask = None if mask is None else rearrange(mask, "... (k a) -> ... k a", k=len(nvec))
         elif nvec is not None:  # fields of unequal size: pad all to the largest, with choices that are never legal
-            index, real = self._padding(nvec, logits.device)
-            mask = real.expand(*logits.shape[:-1], -1, -1) if mask is None else mask[..., index] & real
-            logits = logits[..., index]
+            place = self._places(nvec, logits.device)
+            shape = (*logits.shape[:-1], len(nvec) * max(nvec))
+            mask = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
+            mask = rearrange(mask.new_zeros(shape).index_copy(-1, place, mask), "... (k a) -> ... k a", k=len(nvec))
+            logits = rearrange(logits.new_zeros(shape).index_copy(-1, place, logits), "... (k a) -> ... k a", k=len(nvec))
         self.mask = mask  # (..., A) or (..., K, A)
         if validate and mask is not None and not mask.any(-1).all():
             raise ValueError(
@@ -174,13 +177,13 @@ class CategoricalMasked:
         self.logits = logits if mask is None else torch.where(mask, logits, self.lowest)
         self._log_probs: Tensor | None = None
 
-    @staticmethod
-    @functools.lru_cache
-    def _padding(nvec: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-        sizes = torch.tensor(nvec, device=device)
-        column = torch.arange(max(nvec), device=device)
-        real = column < sizes[:, None]  # (K, A)
-        return torch.where(real, (sizes.cumsum(0) - sizes)[:, None] + column, 0), real
+    @classmethod
+    def _places(cls, nvec: tuple[int, ...], device: torch.device) -> Tensor:
+        """Where the choices (sum(nvec),) stand among the K * max(nvec) padded ones."""
+        if (nvec, device) not in cls._cache:  # functools.lru_cache would break torch.compile's graph
+            parts = [k * max(nvec) + torch.arange(n, device=device) for k, n in enumerate(nvec)]
+            cls._cache[nvec, device] = torch.cat(parts)
+        return cls._cache[nvec, device]
 
     @property
     def probs(self) -> Tensor:
@@ -411,7 +414,7 @@ def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tup
         return ppo_loss(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
 
     # Forward and backward in one graph with one input and one output for all parameters: little is left to call.
-    graph = torch.compile(torch.func.grad(loss_of_vector, has_aux=True), options={"cpp_wrapper": True})
+    graph = torch.compile(torch.func.grad(loss_of_vector, has_aux=True), fullgraph=True, options={"cpp_wrapper": True})
 
     def compiled(mb: tuple[Tensor | None, ...]) -> Tensor:
         with torch.no_grad():

@@ -72,7 +72,7 @@ class BinPlacement(BatchedEnv):
     | key | shape, dtype | content |
     |-|-|-|
     | `object` | (6,) float32 in [0, 1] | width, height, size class (3, one-hot), share of the episode that is left |
-    | `room` | (6, 2) float32 in [0, 1] | free width and height of each real bin, in the order of `Bin`, open or not |
+    | `gap` | (6, 2, 2) float32 in [-1, 1] | free width and height minus the object's, by real bin and orientation |
     | `small_bins` | (3,) int64 | values of the small bins that are open, -1 for each that is closed |
     | `large_bins` | (3,) int64 | the same for large bins |
     | `open_bins` | (6,) int64 | the same for all real bins |
@@ -105,8 +105,8 @@ class BinPlacement(BatchedEnv):
         >>> import gymnasium as gym
         >>> env = gym.make("Masked/BinPlacement-v0", num_objects=4)
         >>> obs, info = env.reset(seed=1)
-        >>> list(obs), info["action_mask"]
-        (['object', 'room'], array([1, 0, 0, 0, 0, 1, 1, 1, 1], dtype=int8))
+        >>> sorted(obs), info["action_mask"]
+        (['gap', 'object'], array([1, 1, 1, 1, 1, 1, 0, 1, 1], dtype=int8))
         >>> env.step([0, 1])[1]  # REJECT
         0.1
     """
@@ -123,16 +123,16 @@ class BinPlacement(BatchedEnv):
         observation_space = spaces.Dict(
             {
                 "object": spaces.Box(0, 1, (6,), np.float32),
-                "room": spaces.Box(0, 1, (6, 2), np.float32),
-                "small_bins": spaces.Box(-1, max(Bin), (3,), np.int64),
-                "large_bins": spaces.Box(-1, max(Bin), (3,), np.int64),
-                "open_bins": spaces.Box(-1, max(Bin), (6,), np.int64),
+                "gap": spaces.Box(-1, 1, (6, 2, 2), np.float32),
+                "small_bins": spaces.Box(-1, int(max(Bin)), (3,), np.int64),
+                "large_bins": spaces.Box(-1, int(max(Bin)), (3,), np.int64),
+                "open_bins": spaces.Box(-1, int(max(Bin)), (6,), np.int64),
             }
         )
         action_space = spaces.Dict(
             {
-                "bin": spaces.Discrete(max(Bin) - min(Bin) + 1, start=min(Bin)),
-                "orientation": spaces.Discrete(len(Orientation), start=min(Orientation)),
+                "bin": spaces.Discrete(int(max(Bin) - min(Bin)) + 1, start=int(min(Bin))),
+                "orientation": spaces.Discrete(len(Orientation), start=int(min(Orientation))),
             }
         )
         # One step more than an episode has: the base never truncates.
@@ -151,11 +151,15 @@ class BinPlacement(BatchedEnv):
         """Which real bins (R, 6) bool take the present object."""
         return self.open[rows] & TAKES[self.size[rows]]
 
-    def _offers(self, rows: np.ndarray) -> np.ndarray:
-        """What each bin and orientation would earn now (R, 7, 2) float64: 0 where it is illegal."""
+    def _gaps(self, rows: np.ndarray) -> np.ndarray:
+        """Free width and height minus the object's, by bin and orientation (R, 6, 2, 2) float64."""
         upright = self.sides[rows]
         placed = np.stack([upright, upright[:, ::-1]], axis=1)  # (R, orientation, 2)
-        misfit = np.abs(self.room[rows][:, :, None] - placed[:, None]).sum(axis=-1)
+        return self.room[rows][:, :, None] - placed[:, None]
+
+    def _offers(self, rows: np.ndarray) -> np.ndarray:
+        """What each bin and orientation would earn now (R, 7, 2) float64: 0 where it is illegal."""
+        misfit = np.abs(self._gaps(rows)).sum(axis=-1)
         offers = np.full((len(rows), len(Bin), len(Orientation)), REJECT_REWARD)
         offers[:, 1:] = np.where(self._legal(rows)[..., None], np.exp(-PICKINESS * misfit), 0.0)
         return offers
@@ -168,7 +172,9 @@ class BinPlacement(BatchedEnv):
 
     def _new_bins(self, rows: np.ndarray) -> None:
         draws, (least, most) = self._uniform(rows, 6, 3), ROOMS.T[..., None]
-        self.room[rows] = least + (most - least) * draws[..., :2]
+        room = np.sort(least + (most - least) * draws[..., :2], axis=-1)
+        room[:, 3:] = room[:, 3:, ::-1].copy()  # small bins are upright slots, large ones flat trays
+        self.room[rows] = room
         self.open[rows] = draws[..., 2] < P_OPEN
 
     def _reset_rows(self, rows: np.ndarray) -> None:
@@ -194,7 +200,7 @@ class BinPlacement(BatchedEnv):
         item = np.concatenate([self.sides[rows], np.eye(len(SIZES))[self.size[rows]], time_left], axis=1)
         open_bins = np.where(self.open[rows], [*SMALL, *LARGE], -1)
         lists = {"small_bins": open_bins[:, :3].copy(), "large_bins": open_bins[:, 3:].copy(), "open_bins": open_bins}
-        return {"object": item.astype(np.float32), "room": self.room[rows].astype(np.float32), **lists}
+        return {"object": item.astype(np.float32), "gap": self._gaps(rows).astype(np.float32), **lists}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"optimal_return": self.optimum[rows]}

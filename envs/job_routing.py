@@ -86,7 +86,7 @@ class JobRouting(BatchedEnv):
         >>> env = gym.make("Masked/JobRouting-v0", num_machines=6, num_up=2)
         >>> obs, info = env.reset(seed=1)
         >>> obs["job"].shape, info["action_mask"]
-        ((7,), array([0, 1, 0, 0, 0, 1], dtype=int8))
+        ((7,), array([0, 1, 0, 0, 1, 0], dtype=int8))
         >>> obs, reward, terminated, truncated, info = env.step(1)
         >>> 0 < reward <= 1
         True

@@ -45,8 +45,8 @@ def test_flat_parameters_are_the_modules_own():
 
 
 def random_minibatch(agent, size=32):
-    obs, mask = torch.randn(size, 3), torch.rand(size, 4) < 0.6
-    mask[:, 0] = True
+    obs, mask = torch.randn(size, 3), torch.rand(size, agent.actor[-1].out_features) < 0.6
+    mask[:, [0, -1]] = True  # a legal choice in either field
     policy = agent.policy(obs, mask)
     actions = policy.sample()
     logprobs, values = policy.log_prob(actions).detach(), agent.value(obs).detach()
@@ -59,8 +59,9 @@ def test_ratio_is_one_and_kl_zero_before_the_first_step():
     assert metrics["approx_kl"] == metrics["old_approx_kl"] == metrics["clipfrac"] == 0.0
 
 
-def test_the_compiled_gradient_equals_the_eager_one():
-    agent = ppo.Agent(3, (4,), 8)
+@pytest.mark.parametrize("nvec", [(4,), (3, 3), (2, 5)])
+def test_the_compiled_gradient_equals_the_eager_one(nvec):
+    agent = ppo.Agent(3, nvec, 8)
     mb = random_minibatch(agent)
     with torch.no_grad():
         for p in agent.parameters():
