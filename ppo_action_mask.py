@@ -167,7 +167,9 @@ class CategoricalMasked:
             shape = (*logits.shape[:-1], len(nvec) * max(nvec))
             mask = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
             mask = rearrange(mask.new_zeros(shape).index_copy(-1, place, mask), "... (k a) -> ... k a", k=len(nvec))
-            logits = rearrange(logits.new_zeros(shape).index_copy(-1, place, logits), "... (k a) -> ... k a", k=len(nvec))
+            logits = rearrange(
+                logits.new_zeros(shape).index_copy(-1, place, logits), "... (k a) -> ... k a", k=len(nvec)
+            )
         self.mask = mask  # (..., A) or (..., K, A)
         if validate and mask is not None and not mask.any(-1).all():
             raise ValueError(

@@ -56,10 +56,11 @@ class BinPlacement(BatchedEnv):
     """Place objects into the open bins of their size.
 
     ## Description
-    A carousel shows, in each step, six bins with random room and one object. Three bins are small and three large; each is
-    open with probability 0.7. A small object may go into small bins, a large one into large bins, and a medium one into any.
-    The object may be placed upright or flat, and every object may be rejected. A gap around the object is as bad as a part
-    of it that sticks out, so the best choice is the bin and orientation whose sides match best.
+    A carousel shows, in each step, six bins with random room and one object. Three bins are small, upright slots, and
+    three large, flat trays; each is open with probability 0.7. A small object may go into small bins, a large one into
+    large bins, and a medium one into any. The object may be placed upright or flat, and every object may be rejected. A
+    gap around the object is as bad as a part of it that sticks out, so the best choice is the bin and orientation whose
+    sides match best.
 
     ## Action Space
     A `Dict` of enumeration values, each (N,) integers: `bin`, a value of `Bin` (10 to 13, 21 to 23), and `orientation`, a
@@ -301,8 +302,8 @@ def make_bin_placement_vec(num_envs: int, num_objects: int = 32, render_mode: st
 
     >>> env = make_bin_placement_vec(num_envs=3)
     >>> obs, infos = env.reset(seed=0)
-    >>> obs["room"].shape, infos["action_mask"].shape
-    ((3, 6, 2), (3, 9))
+    >>> obs["gap"].shape, infos["action_mask"].shape
+    ((3, 6, 2, 2), (3, 9))
     """
     fields = {"bin": Bin, "orientation": Orientation}
     hidden = ("small_bins", "large_bins", "open_bins")
