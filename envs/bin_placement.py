@@ -63,8 +63,8 @@ class BinPlacement(BatchedEnv):
     sides match best.
 
     ## Action Space
-    A `Dict` of enumeration values, each (N,) integers: `bin`, a value of `Bin` (10 to 13, 21 to 23), and `orientation`, a
-    value of `Orientation` (1, 2). The orientation of a rejected object does not matter. `make_bin_placement_vec`
+    A `Dict` of enumeration values, each (N,) integers: `bin`, a value of `Bin` (10 to 13, 21 to 23), and `orientation`,
+    a value of `Orientation` (1, 2). The orientation of a rejected object does not matter. `make_bin_placement_vec`
     takes their indices instead, `MultiDiscrete([7, 2])`.
 
     ## Observation Space
@@ -89,11 +89,11 @@ class BinPlacement(BatchedEnv):
 
     ## Episode End
     The carousel stops after `num_objects` steps: a termination, and the observation tells the time left.
-    `final_info["optimal_return"]` is what the best legal choice would have earned in every step. There is no truncation.
+    `final_info["optimal_return"]` is what the best legal choice would have earned in every step. No truncation.
 
     ## Action Mask
-    Bins that are closed or of the wrong size are illegal, as is a value that is no `Bin`. An object that is sent there is
-    refused: the reward is 0, the object stays for the next step, and the carousel moves on to fresh bins. REJECT is
+    Bins that are closed or of the wrong size are illegal, as is a value that is no `Bin`. An object that is sent there
+    is refused: the reward is 0, the object stays for the next step, and the carousel moves on to fresh bins. REJECT is
     always legal, so the mask is never empty. The mask is declared by `fitting_bins`.
 
     ## Arguments

@@ -30,7 +30,7 @@ class ConnectFour(gym.Env):
 
     | key | shape, dtype | content |
     |-|-|-|
-    | `observation` | (6, 7, 2) int8 | 1 where there is a disc, top row first: plane 0 one's own, plane 1 the opponent's |
+    | `observation` | (6, 7, 2) int8 | 1 where there is a disc, top row first: one's own, the opponent's |
     | `action_mask` | (7,) int8 | 1 where the column has room |
 
     ## Rewards
@@ -40,8 +40,8 @@ class ConnectFour(gym.Env):
     An empty board, with one disc of the opponent where the draw of seats has made it the first player.
 
     ## Episode End
-    Termination: four in a row, or a full board. Truncation: after `max_episode_steps` actions, which only an agent that plays
-    illegal moves can reach, since a game has at most 21 legal ones.
+    Termination: four in a row, or a full board. Truncation: after `max_episode_steps` actions, which only an agent
+    that plays illegal moves can reach, since a game has at most 21 legal ones.
 
     ## Action Mask
     Part of the observation, PettingZoo's convention. Full columns are illegal; a disc that is dropped into one

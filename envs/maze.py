@@ -69,10 +69,10 @@ class Maze(BatchedEnv):
     Example:
         >>> import gymnasium as gym
         >>> env = gym.make("Masked/Maze-v0", size=5)
-        >>> obs, info = env.reset(seed=4)
+        >>> obs, info = env.reset(seed=0)
         >>> obs.shape, info["action_mask"]
-        ((110,), array([1, 1, 1, 1], dtype=int8))
-        >>> same, reward, terminated, truncated, info = env.step(Move.UP)  # illegal: only the trail under the agent changes
+        ((110,), array([0, 0, 1, 1], dtype=int8))
+        >>> same, reward, terminated, truncated, info = env.step(Move.UP)  # illegal: only the trail changes
         >>> np.flatnonzero(same != obs), reward
         (array([93]), -0.015625)
 
