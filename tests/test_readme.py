@@ -1,6 +1,7 @@
 """Every command and code block of the README runs."""
 
 import ast
+import importlib.util
 import re
 import shlex
 
@@ -66,3 +67,11 @@ def test_pitfalls_name_tests_that_exist():
     for path in (ROOT / "tests").glob("test_*.py"):
         defined |= {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
     assert named and named <= defined
+
+
+def test_tables_are_those_of_the_recorded_runs():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmark/tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert "MaskablePPO" in tables.speed() and "Maze" in tables.results()
+    assert tables.fill(README) == README
