@@ -12,6 +12,7 @@ References: Schulman et al. 2017, Proximal policy optimization algorithms, https
             Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -430,7 +431,7 @@ def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tup
 def check_args(args: Args, world_size: int) -> None:
     """Refuse what cannot work before any time is spent on it."""
     batch_size = args.num_envs * args.num_steps
-    for name in [
+    counts = (
         "num_envs",
         "num_steps",
         "minibatch_size",
@@ -438,7 +439,8 @@ def check_args(args: Args, world_size: int) -> None:
         "total_timesteps",
         "num_threads",
         "hidden_dim",
-    ]:
+    )
+    for name in counts:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1.")
     if args.num_envs % world_size or args.minibatch_size % world_size:
@@ -451,11 +453,8 @@ def check_args(args: Args, world_size: int) -> None:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; use --device auto or cpu, or install torch for CUDA.")
-    if args.track:
-        import importlib.util
-
-        if importlib.util.find_spec("wandb") is None:
-            raise ValueError("--track needs Weights & Biases: pip install wandb, or leave --track out.")
+    if args.track and importlib.util.find_spec("wandb") is None:
+        raise ValueError("--track needs Weights & Biases: pip install wandb, or leave --track out.")
 
 
 def main(args: Args) -> dict[str, float]:
@@ -528,14 +527,11 @@ def main(args: Args) -> dict[str, float]:
         writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     stopped_by: list[int] = []
 
-    def stop(
-        signum: int, frame: Any
-    ) -> None:  # the first signal ends training after this iteration, the next one at once
-        stopped_by.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
+    def stop(signum: int, frame: Any) -> None:
+        stopped_by.append(signum)  # training ends after this iteration; a second signal ends it at once
+        signal.signal(signum, handlers[signum])
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def save() -> None:
         mine = {
@@ -669,8 +665,8 @@ def main(args: Args) -> dict[str, float]:
             save()
 
     bar.close()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_DFL)
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
     if args.save_model or stopped_by:
         save()
     scores = {}

@@ -35,7 +35,7 @@ def results() -> str:
     paths = [run["scores"] for run in runs["Maze"]]
     ratios = [path["episodic_length"] / path["optimal_length"] for path in paths]
     lines.append(
-        f"\nIn the maze, paths are {max(ratios):.2f} times as long as the shortest ones (the worst of the seeds)."
+        f"\nIn the maze, paths are {max(ratios):.3f} times as long as the shortest ones (the worst of the seeds)."
     )
     return "\n".join(lines)
 
@@ -46,8 +46,9 @@ def speed() -> str:
     base = median(recorded["steps_per_second"]["MaskablePPO"])
     lines = [
         f"Steps per second as a ratio to sb3-contrib's MaskablePPO over eight Python environments, in alternation "
-        f"({recorded['pairs']} rounds, {recorded['cores']} cores, torch {recorded['versions']['torch']}; MaskablePPO ran at "
-        f"{int(base):,} steps/s here). Same rules, network, minibatch size and epochs: `python benchmark/throughput.py`.\n",
+        f"({recorded['pairs']} rounds, {recorded['cores']} cores, torch {recorded['versions']['torch']}; MaskablePPO ran "
+        f"at {int(base):,} steps/s here). Rules, network, minibatch size and epochs are the same; "
+        f"`python benchmark/throughput.py` repeats it.\n",
         "| arm | median ratio [smallest, largest] |",
         "|-|-|",
     ]

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -241,6 +242,45 @@ def test_a_diverged_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         weights = torch.load(kept[0], weights_only=True)["model"]
         assert all(torch.isfinite(w).all() for w in weights.values())
         assert f"Last good checkpoint: {kept[0].relative_to(tmp_path)}" in done.stderr
+
+
+class Treadmill(gym.Env):
+    """Reward 1 for ever, cut into pieces of four steps: truncation, so that every state is worth 1 / (1 - gamma)."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.array([0.0, 1.0], np.float32), {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action):
+        self.count += 1
+        obs, info = np.array([self.count / 4, 1.0], np.float32), {"action_mask": np.ones(2, np.int8)}
+        return (
+            obs,
+            1.0,
+            self.cut == "termination" and self.count == 4,
+            self.cut == "truncation" and self.count == 4,
+            info,
+        )
+
+    def __init__(self, cut):
+        self.cut = cut
+
+
+gym.register("Test/Treadmill-v0", Treadmill)
+
+
+@pytest.mark.parametrize("cut, worth", [("truncation", 5.0), ("termination", 1 + 0.8 + 0.64 + 0.512)])
+def test_truncation_bootstraps_and_termination_does_not(tmp_path, monkeypatch, cut, worth):
+    """With gamma 0.8 the first state is worth 5 if the episode would go on, 2.952 if it is over after four."""
+    monkeypatch.chdir(tmp_path)
+    envs = dict(env_id="Test/Treadmill-v0", env_kwargs=("cut", cut), num_envs=8, num_steps=16, minibatch_size=32)
+    ppo.main(ppo.Args(total_timesteps=40_000, gamma=0.8, clip_vloss=False, eval_episodes=0, learning_rate=3e-3, **envs))
+    agent = ppo.Agent(2, (2,), 64)
+    agent.load_state_dict(checkpoint(tmp_path)["model"])
+    assert agent.value(torch.tensor([[0.0, 1.0]])).item() == pytest.approx(worth, abs=0.25)
 
 
 def test_learns_job_routing_in_seconds(tmp_path, monkeypatch):
