@@ -62,7 +62,7 @@ class Args:
     resume: str | None = None
     """checkpoint.pt of a run to continue, with that run's flags and in its folder"""
     eval_episodes: int = 100
-    """episodes played greedily after training, with the mask and again without; 0: none"""
+    """episodes played greedily after training, as trained and again with the mask removed; 0: none"""
     eval_only: str | None = None
     """checkpoint.pt of an agent to evaluate without training"""
 
@@ -489,9 +489,9 @@ def main(args: Args) -> dict[str, float]:
         agent.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
     if args.eval_only:
-        scores = {"mask": evaluate(agent, args, device, require_mask), "no_mask": evaluate(agent, args, device, False)}
-        print(json.dumps(scores, indent=2))
-        return scores["mask"]
+        scores = [evaluate(agent, args, device, use_mask) for use_mask in (masks_acting(args), False)]
+        print(json.dumps(dict(zip(("as_trained", "no_mask"), scores, strict=True)), indent=2))
+        return scores[0]
     if world_size > 1:
         dist.broadcast(flat.data, src=0)
 
@@ -565,7 +565,8 @@ def main(args: Args) -> dict[str, float]:
     bar = tqdm(total=num_iterations * N * T * world_size, initial=iteration * N * T * world_size, unit="step",
                unit_scale=True, disable=rank != 0)  # fmt: skip
 
-    while iteration < num_iterations and not stopped_by:
+    stopping = False  # agreed by all ranks, so that all stop after the same iteration
+    while iteration < num_iterations and not stopping:
         lr = args.learning_rate * (1 - iteration / num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.param_groups[0]["lr"] = lr
 
@@ -659,22 +660,20 @@ def main(args: Args) -> dict[str, float]:
             returns.clear(), lengths.clear()
             bar.set_postfix_str(f"return {last_return:.2f}, {sps:,} steps/s", refresh=False)
         bar.update(N * T * world_size)
-        if world_size > 1 and agreed(torch.tensor([float(bool(stopped_by))]), world_size)[0] > 0:
-            stopped_by.append(signal.SIGTERM)  # one rank was asked to stop: all do, after the same iteration
+        stopping = bool(agreed(torch.tensor(float(len(stopped_by))), world_size) > 0)
         if args.checkpoint_every and iteration % args.checkpoint_every == 0:
             save()
 
     bar.close()
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
-    if args.save_model or stopped_by:
+    if args.save_model or stopping:
         save()
     scores = {}
     if rank == 0:
-        if stopped_by:
-            print(
-                f"Stopped by {signal.Signals(stopped_by[0]).name}. Continue with --resume {run_dir / 'checkpoint.pt'}"
-            )
+        if stopping:
+            name = signal.Signals(stopped_by[0]).name if stopped_by else "a signal to another rank"
+            print(f"Stopped by {name}. Continue with --resume {run_dir / 'checkpoint.pt'}")
         else:
             scores = finish(agent, args, device, run_dir, writer, num_iterations * N * T * world_size)
         writer.close()
@@ -695,11 +694,11 @@ def agreed(values: Tensor, world_size: int) -> Tensor:
 
 
 def finish(agent: Agent, args: Args, device: torch.device, run_dir: Path, writer: SummaryWriter, step: int) -> dict:
-    """Evaluate with and without the mask, and write scores, HParams and pictures."""
+    """Evaluate as trained and with the mask removed, and write scores, HParams and pictures."""
     scores = {}
     if args.eval_episodes:
-        with_mask = evaluate(agent, args, device, masks_acting(args))
-        scores = with_mask | {f"{key}_no_mask": value for key, value in evaluate(agent, args, device, False).items()}
+        as_trained = evaluate(agent, args, device, masks_acting(args))
+        scores = as_trained | {f"{key}_no_mask": value for key, value in evaluate(agent, args, device, False).items()}
         for key, value in scores.items():
             writer.add_scalar(f"eval/{key}", value, step)
         print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))

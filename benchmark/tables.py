@@ -46,7 +46,7 @@ def speed() -> str:
     base = median(recorded["steps_per_second"]["MaskablePPO"])
     lines = [
         f"Steps per second as a ratio to sb3-contrib's MaskablePPO over eight Python environments, in alternation "
-        f"({recorded['pairs']} rounds, {recorded['cores']} cores, torch {recorded['versions']['torch']}; MaskablePPO ran "
+        f"({recorded['pairs']} rounds, {recorded['cores']} cores; MaskablePPO ran "
         f"at {int(base):,} steps/s here). Rules, network, minibatch size and epochs are the same; "
         f"`python benchmark/throughput.py` repeats it.\n",
         "| arm | median ratio [smallest, largest] |",

@@ -11,7 +11,7 @@ from envs.drawing import ACCENT, GOLD, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas
 ROWS, COLUMNS = 6, 7
 PLAYERS = ("player_0", "player_1")  # PettingZoo's names of the seats, the first mover first
 INSTALL = 'pip install "pettingzoo==1.27.0" "pygame-ce==2.5.8"'
-TILE, MARGIN, TOP, RADIUS = 64, 24, 92, 24  # pixels
+TILE, MARGIN, TOP, RADIUS = 128, 48, 184, 48  # pixels, drawn at twice the size and halved at the end: smooth edges
 
 
 class ConnectFour(gym.Env):
@@ -136,28 +136,29 @@ class ConnectFour(gym.Env):
     def _render_rgb(self, board: np.ndarray) -> np.ndarray:
         width, height = COLUMNS * TILE + 2 * MARGIN, TOP + ROWS * TILE + 2 * MARGIN
         image, draw = canvas(width, height)
-        text(draw, (MARGIN, 26), self._headline(), 22, anchor="lm")
-        for x, color, name in ((width - 210, GOLD, "you"), (width - 130, INK, "opponent")):
-            _disc(draw, (x, 26), 9, color)
-            text(draw, (x + 18, 26), name, 15, anchor="lm")
-        draw.rounded_rectangle([MARGIN - 10, TOP, width - MARGIN + 10, height - 12], 18, fill=ACCENT)
-        centres = np.indices((ROWS, COLUMNS))[::-1].reshape(2, -1).T * TILE + (MARGIN + TILE / 2, TOP + 8 + TILE / 2)
+        text(draw, (MARGIN, 52), self._headline(), 44, anchor="lm")
+        for x, color, name in ((width - 420, GOLD, "you"), (width - 260, INK, "opponent")):
+            _disc(draw, (x, 52), 18, color)
+            text(draw, (x + 36, 52), name, 30, anchor="lm")
+        draw.rounded_rectangle([MARGIN - 20, TOP, width - MARGIN + 20, height - 24], 36, fill=ACCENT)
+        centres = np.indices((ROWS, COLUMNS))[::-1].reshape(2, -1).T * TILE + (MARGIN + TILE / 2, TOP + 16 + TILE / 2)
         for (x, y), disc in zip(centres, board, strict=True):
             _disc(draw, (x, y), RADIUS, (PAPER, GOLD, INK)[disc])
         for column, (x, _) in enumerate(centres[:COLUMNS]):
             if board[column]:
-                cross(draw, (x, TOP - 20), 9, width=4)
+                cross(draw, (x, TOP - 40), 18, width=8)
             else:
-                draw.polygon([(x - 10, TOP - 26), (x + 10, TOP - 26), (x, TOP - 12)], fill=LEGAL)
-            text(draw, (x, height - 26), str(column), 14, PAPER)
+                draw.polygon([(x - 20, TOP - 52), (x + 20, TOP - 52), (x, TOP - 24)], fill=LEGAL)
+            text(draw, (x, height - 52), str(column), 28, PAPER)
         for four in LINES[(board[LINES] == board[LINES[:, :1]]).all(axis=1) & (board[LINES[:, 0]] > 0)]:
-            draw.line([tuple(centres[four[0]]), tuple(centres[four[-1]])], fill=ILLEGAL, width=7)
-        return pixels(image)
+            line = [tuple(centres[four[0]]), tuple(centres[four[-1]])]
+            draw.line(line, fill=LEGAL if board[four[0]] == 1 else ILLEGAL, width=16)
+        return pixels(image.reduce(2))
 
 
 def _disc(draw: Any, xy: tuple[float, float], radius: float, fill: str) -> None:
     x, y = xy
-    draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill, outline=MUTED)
+    draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=fill, outline=MUTED, width=2)
 
 
 # All 69 rows of four cells, as places in the flattened board (69, 4).

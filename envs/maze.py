@@ -210,10 +210,10 @@ class Maze(BatchedEnv):
         ways = np.array([[0, -1], [0, 1], [-1, 0], [1, 0]])
         for way, legal in zip(ways, self._info(np.array([row]))["action_mask"][0], strict=True):
             if legal:
-                side, base = way[::-1] * tile * 0.14, here + way * tile * 0.62
-                draw.polygon([tuple(base + side), tuple(base - side), tuple(base + way * tile * 0.2)], fill=LEGAL)
+                side, base = way[::-1] * tile * 0.2, here + way * tile * 0.66
+                draw.polygon([tuple(base + side), tuple(base - side), tuple(base + way * tile * 0.26)], fill=LEGAL)
             else:
-                cross(draw, tuple(here + way * tile * 0.9 - (0, tile / 12)), tile * 0.15, width=tile // 12)
+                cross(draw, tuple(here + way * tile * 0.9 - (0, tile / 12)), tile * 0.2, width=tile // 9)
         return pixels(image.reduce(2))
 
 

@@ -186,8 +186,8 @@ def test_eval_only_prints_scores_with_and_without_the_mask(tmp_path, trained):
     done = run(tmp_path, SCRIPT, "--eval-only", str(trained), "--eval-episodes", "6")
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
-    assert scores["mask"]["illegal_rate"] == 0 < scores["no_mask"]["illegal_rate"]
-    assert 0 < scores["mask"]["optimality"] <= 1 and not (tmp_path / "runs").exists()
+    assert scores["as_trained"]["illegal_rate"] == 0 < scores["no_mask"]["illegal_rate"]
+    assert 0 < scores["as_trained"]["optimality"] <= 1 and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("flags, words", [
