@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.connect_four import INSTALL, LINES, ConnectFour
+from envs.connect_four import COLUMNS, INSTALL, LINES, PLAYERS, ConnectFour
 from envs.vector import make_vec
 
 
@@ -67,6 +67,30 @@ def test_a_full_column_is_a_no_op():
             assert reward == 0 and not terminated and not truncated
             return
     raise AssertionError("some game fills the middle column")
+
+
+@needs_pettingzoo
+def test_only_illegal_moves_reach_the_time_limit_which_is_no_termination():
+    env = ConnectFour(max_episode_steps=9)
+    env.reset(seed=0)
+    env.game.board[:COLUMNS] = [1, 0, 0, 0, 0, 0, 0]
+    ends = [env.step(0)[2:4] for _ in range(9)]
+    assert ends == [(False, False)] * 8 + [(False, True)]
+
+
+@needs_pettingzoo
+def test_the_mask_of_a_finished_game_is_pettingzoos_own():
+    """All zeros after one's own last move; after the opponent's, the columns with room."""
+    env, rng, seen = ConnectFour(), np.random.default_rng(0), set()
+    for episode in range(40):
+        obs, _ = env.reset(seed=episode)
+        terminated = False
+        while not terminated:
+            obs, reward, terminated, *_ = env.step(rng.choice(np.flatnonzero(obs["action_mask"])))
+        room = 1 - obs["observation"].sum(-1)[0]
+        np.testing.assert_array_equal(obs["action_mask"], 0 * room if reward == 1 else room)
+        seen.add((env.seat, reward))
+    assert seen >= {(seat, reward) for seat in PLAYERS for reward in (1, -1)}
 
 
 @needs_pettingzoo

@@ -1,53 +1,13 @@
-import warnings
+"""JobRouting: its fleet, its optimum, what the learner sees, its pictures."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from envs.job_routing import JobRouting, machines, make_job_routing_vec, only_machines_that_are_up
-
-ID = "Masked/JobRouting-v0"
 
 
 def random_legal(rng, mask):
     return np.where(mask, rng.random(mask.shape), -1).argmax(axis=1)
-
-
-def draw_from_streams(env, seeds):
-    """Give each row of the batch its own generator, so that a row of a batch can be compared with a batch of one."""
-    streams = [np.random.default_rng(seed) for seed in seeds]
-    env.unwrapped._uniform = lambda rows, *shape: np.stack([streams[row].random(shape) for row in rows])
-    return env
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for key in left:
-        assert_same(left[key], right[key]) if isinstance(left[key], dict) else np.testing.assert_array_equal(
-            left[key], right[key], err_msg=key
-        )
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"num_machines": 2, "num_up": 1}, {"num_machines": 5, "num_up": 5}])
-def test_the_single_env_passes_gymnasiums_checks(kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(gym.make(ID, render_mode="rgb_array", **kwargs).unwrapped, skip_render_check=False)
-
-
-def test_a_seed_decides_everything():
-    def play(seed):
-        env, rng = make_job_routing_vec(4, num_jobs=9), np.random.default_rng(0)
-        obs, infos = env.reset(seed=seed)
-        trace = []
-        for _ in range(25):
-            obs, rewards, *_, infos = env.step(random_legal(rng, infos["action_mask"]))
-            trace.append(np.concatenate([obs["job"].ravel(), rewards, infos["action_mask"].ravel()]))
-        return np.array(trace)
-
-    np.testing.assert_array_equal(play(3), play(3))
-    assert (play(3) != play(4)).any(axis=1).all()
 
 
 def test_the_fleet_depends_on_its_own_seed_only():
@@ -56,47 +16,6 @@ def test_the_fleet_depends_on_its_own_seed_only():
     np.testing.assert_array_equal(fleet.speed, same.speed)
     np.testing.assert_array_equal(fleet.price, same.price)
     assert (fleet.speed != other.speed).all() and (fleet.price != other.price).all()
-
-
-def test_a_row_of_a_batch_plays_like_a_batch_of_one():
-    count, kwargs, rng = 5, {"num_machines": 6, "num_up": 2, "num_jobs": 7}, np.random.default_rng(0)
-    batch = draw_from_streams(make_job_routing_vec(count, **kwargs), range(count))
-    singles = [draw_from_streams(make_job_routing_vec(1, **kwargs), [row]) for row in range(count)]
-    # Rows out of step: the shift of row r has r steps less to go.
-    batch.reset(), [single.reset() for single in singles]
-    batch.unwrapped.elapsed[:] = np.arange(count)
-    for row, single in enumerate(singles):
-        single.unwrapped.elapsed[:] = row
-    ends = 0
-    for _ in range(40):
-        actions = rng.integers(6, size=count)  # illegal ones too
-        obs, rewards, terminations, truncations, infos = batch.step(actions)
-        for row, single in enumerate(singles):
-            one_obs, reward, terminated, truncated, info = single.step(actions[row : row + 1])
-            np.testing.assert_array_equal(obs["job"][row], one_obs["job"][0])
-            np.testing.assert_array_equal(infos["action_mask"][row], info["action_mask"][0])
-            assert (rewards[row], terminations[row], truncations[row]) == (reward[0], terminated[0], truncated[0])
-            if terminated[0]:
-                ends += 1
-                assert infos["final_info"]["optimal_return"][row] == info["final_info"]["optimal_return"][0]
-                np.testing.assert_array_equal(infos["final_obs"]["job"][row], info["final_obs"]["job"][0])
-    assert ends >= 5 * count
-
-
-def test_a_restored_state_continues_identically():
-    rng = np.random.default_rng(0)
-    env, fresh = JobRouting(3, num_jobs=8), JobRouting(3, num_jobs=8)
-    env.reset(seed=1), fresh.reset(seed=2)
-    for _ in range(5):
-        env.step(rng.integers(16, size=3))
-    state = env.get_state()
-    fresh.set_state(state)
-    for _ in range(20):
-        actions = rng.integers(16, size=3)
-        left, right = env.step(actions), fresh.step(actions)
-        assert_same(dict(enumerate(left)), dict(enumerate(right)))
-    assert_same(env.get_state(), fresh.get_state())
-    assert (state["elapsed"] == 5).all()  # a copy, that later steps do not change
 
 
 def test_the_mask_is_what_the_dynamics_accept():

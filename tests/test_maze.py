@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.maze import GOAL, STEP_COST, TRAIL, VIEW, VISIT, WALL, Maze, Move, _distances
+from envs.maze import GOAL, STEP_COST, TRAIL, VIEW, VISIT, WALL, Maze, Move, _distances, _pick
 
 STEPS = {Move.UP: (-1, 0), Move.DOWN: (1, 0), Move.LEFT: (0, -1), Move.RIGHT: (0, 1)}
 
@@ -99,6 +99,12 @@ def test_goals_and_starts_are_uniform():
         counts = np.bincount(np.searchsorted(env.cells, cells), minlength=9)
         assert (abs(counts - 4000 / 9) < 100).all()  # five standard deviations
     assert (env.goal != env.cell).all()
+
+
+def test_pick_takes_true_entries_only_also_at_the_ends_of_the_draw():
+    flags = np.array([[False, True, False, True, False]] * 4)
+    draws = np.array([0, 0.5 - 2**-54, 0.5, 1 - 2**-53])
+    np.testing.assert_array_equal(_pick(flags, draws), [1, 1, 3, 3])
 
 
 def test_distances_do_not_leak_into_the_next_row():
