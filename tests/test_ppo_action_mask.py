@@ -283,6 +283,36 @@ def test_truncation_bootstraps_and_termination_does_not(tmp_path, monkeypatch, c
     assert agent.value(torch.tensor([[0.0, 1.0]])).item() == pytest.approx(worth, abs=0.25)
 
 
+class Wheel(gym.Env):
+    """Eight states in a circle, 10 for passing the last; a piece starts anywhere and is truncated after four steps."""
+
+    observation_space, action_space = gym.spaces.Discrete(8), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.count = int(self.np_random.integers(8)), 0
+        return self.state, {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action):
+        reward = 10.0 * (self.state == 7)
+        self.state, self.count = (self.state + 1) % 8, self.count + 1
+        return self.state, reward, False, self.count == 4, {"action_mask": np.ones(2, np.int8)}
+
+
+gym.register("Test/Wheel-v0", Wheel)
+
+
+def test_the_bootstrap_is_from_the_final_observation_not_from_the_next_episodes_first(tmp_path, monkeypatch):
+    """V(state) = 10 gamma^(7 - state) / (1 - gamma^8), as if nothing were cut; the next first state is a random one."""
+    monkeypatch.chdir(tmp_path)
+    envs = dict(env_id="Test/Wheel-v0", num_envs=16, num_steps=16, minibatch_size=64)
+    ppo.main(ppo.Args(total_timesteps=80_000, gamma=0.8, clip_vloss=False, eval_episodes=0, learning_rate=3e-3, **envs))
+    agent = ppo.Agent(8, (2,), 64)
+    agent.load_state_dict(checkpoint(tmp_path)["model"])
+    expected = 10 * 0.8 ** (7 - torch.arange(8.0)) / (1 - 0.8**8)
+    torch.testing.assert_close(agent.value(torch.eye(8)).detach(), expected, atol=0.5, rtol=0)
+
+
 def test_learns_job_routing_in_seconds(tmp_path, monkeypatch):
     """Random legal play scores about half of the optimum; 100,000 steps reach over 95 %, 60,000 already over 85 %."""
     monkeypatch.chdir(tmp_path)
