@@ -552,11 +552,13 @@ def main(args: Args) -> dict[str, float]:
             save_checkpoint(run_dir / "checkpoint.pt", script | shapes | state)
 
     T, N, A = args.num_steps, num_envs, sum(nvec)
-    obs = torch.empty(T + 1, N, obs_dim, device=device)  # (T + 1, N, D): the last row is the state after the rollout
-    masks = torch.empty(T, N, A, dtype=torch.bool, device=device)
-    actions = torch.empty((T, N, len(nvec)) if len(nvec) > 1 else (T, N), dtype=torch.int64, device=device)
-    rewards = torch.empty(T, N, device=device)
-    terminations, truncations = (torch.empty(T, N, dtype=torch.bool, device=device) for _ in range(2))
+    # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
+    host_obs = np.empty((T + 1, N, obs_dim), np.float32)  # (T + 1, N, D): the last row is the state after the rollout
+    host_masks = np.empty((T, N, A), bool)
+    host_actions = np.empty((T, N, len(nvec)) if len(nvec) > 1 else (T, N), np.int64)
+    host_rewards = np.empty((T, N), np.float32)
+    host_terminations, host_truncations = np.empty((2, T, N), bool)
+    buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
     gradient = make_gradient(agent, flat, args)
     num_iterations = args.total_timesteps // (args.num_envs * T)
     log_every = max(1, num_iterations // 500)
@@ -565,6 +567,7 @@ def main(args: Args) -> dict[str, float]:
     bar = tqdm(total=num_iterations * N * T * world_size, initial=iteration * N * T * world_size, unit="step",
                unit_scale=True, disable=rank != 0)  # fmt: skip
 
+    acting = masks_acting(args)
     stopping = False  # agreed by all ranks, so that all stop after the same iteration
     while iteration < num_iterations and not stopping:
         lr = args.learning_rate * (1 - iteration / num_iterations) if args.anneal_lr else args.learning_rate
@@ -574,32 +577,31 @@ def main(args: Args) -> dict[str, float]:
         final_obs.clear()
         with torch.inference_mode():
             for t in range(T):
-                obs[t], masks[t] = torch.from_numpy(next_obs), torch.from_numpy(next_mask.view(np.bool_))
-                policy = agent.policy(obs[t], masks[t] if masks_acting(args) else None)
-                actions[t] = policy.sample(generator)
-                next_obs, reward, terminated, truncated, infos = envs.step(actions[t].cpu().numpy())
+                host_obs[t], host_masks[t] = next_obs, next_mask
+                mask = torch.from_numpy(host_masks[t]).to(device) if acting else None
+                policy = agent.policy(torch.from_numpy(next_obs).to(device), mask)
+                host_actions[t] = policy.sample(generator).cpu().numpy()
+                next_obs, host_rewards[t], terminated, truncated, infos = envs.step(host_actions[t])
                 next_mask = infos["action_mask"]
-                rewards[t] = torch.from_numpy(reward)
-                terminations[t], truncations[t] = torch.from_numpy(terminated), torch.from_numpy(truncated)
+                host_terminations[t], host_truncations[t] = terminated, truncated & ~terminated
                 if "episode" in infos:
                     returns.extend(infos["episode"]["r"][infos["_episode"]])
                     lengths.extend(infos["episode"]["l"][infos["_episode"]])
-                    if truncated.any():
-                        final_obs.append(torch.from_numpy(infos["final_obs"][truncated & ~terminated]))
-            obs[T] = torch.from_numpy(next_obs)
+                    final_obs.append(infos["final_obs"][host_truncations[t]])
+            host_obs[T] = next_obs
 
         # ADVANTAGES
-        truncations &= ~terminations
+        obs, masks, actions, rewards, terminations, truncations = (torch.from_numpy(b).to(device) for b in buffers)
         b_obs, b_actions, b_masks = obs[:T].flatten(0, 1), actions.flatten(0, 1), masks.flatten(0, 1)
         with torch.no_grad():
             illegal = illegal_actions(b_actions, b_masks, agent.nvec).view(T, N)
             if args.mask_mode == "penalty":
                 rewards += args.invalid_penalty * illegal
-            b_logprobs = agent.policy(b_obs, b_masks if masks_acting(args) else None).log_prob(b_actions)
+            b_logprobs = agent.policy(b_obs, b_masks if acting else None).log_prob(b_actions)
             values = agent.value(obs.flatten(0, 1)).view(T + 1, N)
             next_values = values[1:].masked_fill(terminations, 0.0)
             if final_obs:  # bootstrap from the final observation, not from the next episode's first
-                next_values[truncations] = agent.value(torch.cat(final_obs).to(device))
+                next_values[truncations] = agent.value(torch.from_numpy(np.concatenate(final_obs)).to(device))
             dones = terminations | truncations
             advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
             b_values, b_returns = values[:T].flatten(), (advantages + values[:T]).flatten()

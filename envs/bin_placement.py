@@ -242,7 +242,7 @@ class BinPlacement(BatchedEnv):
 
     def _render_rgb(self, row: int) -> np.ndarray:
         offers = self._offers(np.array([row]))[0]
-        best_bin, best_orientation = np.unravel_index(offers.argmax(), offers.shape)
+        best_bin = offers.max(axis=1).argmax()
         color, unit = SIZE_COLORS[self.size[row]], 100  # pixels per unit of length, for objects and rooms alike
         image, draw = canvas(864, 500)
         text(draw, (24, 28), "Bin placement", 20, anchor="lm")
@@ -269,7 +269,7 @@ class BinPlacement(BatchedEnv):
             draw.rounded_rectangle([left, 230, left + 108, 446], 8, fill=fill, outline=outline, width=width)
             text(draw, (middle, 246), member.name, 13, INK if legal else MUTED)
             if member == Bin.REJECT:
-                text(draw, (middle, 340), "always\npossible", 13, MUTED)
+                text(draw, (middle, 340), "always possible", 12, MUTED)
                 text(draw, (middle, 418), f"{REJECT_REWARD:.2f}", 15, LEGAL)
                 continue
             if legal:
