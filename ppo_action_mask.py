@@ -184,8 +184,9 @@ class CategoricalMasked:
     def _places(cls, nvec: tuple[int, ...], device: torch.device) -> Tensor:
         """Where the choices (sum(nvec),) stand among the K * max(nvec) padded ones."""
         if (nvec, device) not in cls._cache:  # functools.lru_cache would break torch.compile's graph
-            parts = [k * max(nvec) + torch.arange(n, device=device) for k, n in enumerate(nvec)]
-            cls._cache[nvec, device] = torch.cat(parts)
+            with torch.inference_mode(False):  # made while acting, it must serve the backward pass as well
+                parts = [k * max(nvec) + torch.arange(n, device=device) for k, n in enumerate(nvec)]
+                cls._cache[nvec, device] = torch.cat(parts)
         return cls._cache[nvec, device]
 
     @property

@@ -35,7 +35,7 @@ class BatchedEnv(VectorEnv):
 
     * `_reset_rows(rows)`: start a new episode in these rows; all randomness comes from `_uniform`.
     * `_advance(actions)`: play one step in all N; returns `rewards` (N,) float64 and `terminations` (N,) bool.
-      Illegal actions change nothing but the clock, and never raise.
+      Illegal actions are no-ops: the clock and the outside world go on, and nothing is raised.
     * `_observe(rows)`: the observation of these rows, freshly allocated: an array (R, ...) or a dict of such arrays.
     * `_info(rows)`: a dict of arrays (R, ...); `action_mask` (R, sum of choices) int8 among them, unless a
       `VectorMaskFunction` around the environment makes it. `_final_info(rows)` adds what is known when an episode ends:

@@ -84,7 +84,10 @@ def test_half_precision_at_its_limits_keeps_illegal_mass_at_zero():
 
 def test_gradients_pass_gradcheck():
     logits, mask = random_case(3, (4, 2))
-    actions = CategoricalMasked(logits, mask, (4, 2)).sample()
+    CategoricalMasked._cache.clear()
+    with torch.inference_mode():  # what is made while acting must serve the backward pass as well
+        actions = CategoricalMasked(logits, mask, (4, 2)).sample()
+    actions = actions.clone()
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: CategoricalMasked(x, mask, (4, 2)).log_prob(actions), logits)
     assert torch.autograd.gradcheck(lambda x: CategoricalMasked(x, mask, (4, 2)).entropy(), logits)
