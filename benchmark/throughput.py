@@ -188,7 +188,8 @@ def main(args: Args) -> None:
     """Alternate, print and write."""
     if args.arm:
         rate = run_maskable_ppo(args.steps) if args.arm == "MaskablePPO" else run_ours(args.arm, args.steps)
-        print("steps_per_second", rate)
+        if os.environ.get("RANK", "0") == "0":
+            print("steps_per_second", rate)
         return
     rates: dict[str, list[float]] = {}
     for pair in range(args.pairs):
