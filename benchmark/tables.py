@@ -2,6 +2,7 @@
 
 import json
 import re
+from math import floor
 from pathlib import Path
 from statistics import median
 
@@ -17,7 +18,7 @@ SCORES = {  # run: (what is reported, its key, as a share)
 
 def spread(values: list[float], share: bool) -> str:
     """Median [smallest, largest]; shares in percent, cut off after one decimal so that nothing is rounded up."""
-    texts = [f"{int(value * 1000) / 10} %" if share else f"{int(value * 100) / 100}" for value in values]
+    texts = [f"{floor(value * 1000) / 10} %" if share else f"{floor(value * 100) / 100}" for value in values]
     ordered = sorted(zip(values, texts, strict=True))
     middle = texts[values.index(sorted(values)[len(values) // 2])]
     return f"{middle} [{ordered[0][1]}, {ordered[-1][1]}]"
@@ -53,7 +54,7 @@ def speed() -> str:
         "|-|-|",
     ]
     for arm, ratio in recorded["ratios"].items():
-        median_ratio, low, high = (int(ratio[key] * 10) / 10 for key in ("median_ratio", "min", "max"))
+        median_ratio, low, high = (floor(ratio[key] * 10) / 10 for key in ("median_ratio", "min", "max"))
         lines.append(f"| {arm} | {median_ratio} [{low}, {high}] |")
     return "\n".join(lines)
 
