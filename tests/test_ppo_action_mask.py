@@ -1,8 +1,11 @@
 """The masked PPO script: its functions, and itself as a process: tags, resume, ranks, errors, learning."""
 
+import importlib.machinery
 import json
 import signal
+import sys
 import time
+import types
 
 import gymnasium as gym
 import numpy as np
@@ -242,6 +245,54 @@ def test_a_diverged_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         weights = torch.load(kept[0], weights_only=True)["model"]
         assert all(torch.isfinite(w).all() for w in weights.values())
         assert f"Last good checkpoint: {kept[0].relative_to(tmp_path)}" in done.stderr
+
+
+class Switches(gym.Env):
+    """Three switches, one of them stuck and shown; a point for each that is on. Observes a Tuple of Discrete and Dict."""
+
+    observation_space = gym.spaces.Tuple((gym.spaces.Discrete(3), gym.spaces.Dict(t=gym.spaces.Box(0, 1, (1,)))))
+
+    def __init__(self, kind):
+        self.action_space = gym.spaces.MultiBinary(3) if kind == "binary" else gym.spaces.MultiDiscrete([2, 2, 2])
+
+    def seen(self):
+        self.stuck = int(self.np_random.integers(3))
+        mask = np.ones((3, 2), np.int8)
+        mask[self.stuck, 1] = 0  # "may be 0", "may be 1" for each
+        return (self.stuck, {"t": np.array([self.count / 8], np.float32)}), {"action_mask": mask.ravel()}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
+        points = float(np.sum(action)) * (action[self.stuck] == 0)
+        self.count += 1
+        obs, info = self.seen()
+        return obs, points, self.count == 8, False, info
+
+
+gym.register("Test/Switches-v0", Switches, disable_env_checker=True)
+
+
+@pytest.mark.parametrize("kind", ["binary", "discrete"])
+def test_several_fields_and_nested_observations_train(tmp_path, monkeypatch, kind):
+    """The best return is 2 switches x 8 steps; random legal play gets 8."""
+    monkeypatch.chdir(tmp_path)
+    envs = dict(env_id="Test/Switches-v0", env_kwargs=("kind", kind), num_envs=8, num_steps=16, minibatch_size=64)
+    scores = ppo.main(ppo.Args(total_timesteps=12_000, eval_episodes=16, learning_rate=3e-3, **envs))
+    assert scores["episodic_return"] > 15 and scores["illegal_rate"] == 0
+
+
+def test_track_starts_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started, wandb = [], types.ModuleType("wandb")
+    wandb.__spec__, wandb.init = importlib.machinery.ModuleSpec("wandb", None), lambda **kwargs: started.append(kwargs)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    ppo.main(ppo.Args(track=True, total_timesteps=1024, eval_episodes=0, seed=3))
+    assert len(started) == 1 and started[0]["sync_tensorboard"] and started[0]["config"]["seed"] == 3
 
 
 class Treadmill(gym.Env):
