@@ -248,7 +248,7 @@ def test_a_diverged_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
 
 
 class Switches(gym.Env):
-    """Three switches, one of them stuck and shown; a point for each that is on. Observes a Tuple of Discrete and Dict."""
+    """Three switches, one of them stuck and shown; a point for each that is on. Nested observations."""
 
     observation_space = gym.spaces.Tuple((gym.spaces.Discrete(3), gym.spaces.Dict(t=gym.spaces.Box(0, 1, (1,)))))
 
