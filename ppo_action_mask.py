@@ -398,13 +398,60 @@ def masks_acting(args: Args) -> bool:
     return args.mask_mode in ("mask", "naive")
 
 
-def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tuple[Tensor | None, ...]], Tensor]:
-    """A function that puts the gradient of a minibatch's loss into `flat.grad` and returns its METRICS."""
+def make_act(
+    agent: Agent, device: torch.device, generator: torch.Generator, rng: np.random.Generator
+) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
+    """A function that samples actions int64 (N,) or (N, K) for obs (N, D) and masks (N, sum(nvec)) bool or None.
+
+    On CPUs a network of Linear and Tanh acts in NumPy, with the agent's own memory: for a few rows, calling torch costs
+    four times as much as the arithmetic. Any other network, or a GPU, acts in torch.
+    """
+
+    def act_in_torch(obs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        b_mask = None if mask is None else torch.from_numpy(mask).to(device)
+        with torch.inference_mode():
+            return agent.policy(torch.from_numpy(obs).to(device), b_mask).sample(generator).cpu().numpy()
+
+    if device.type != "cpu" or not all(isinstance(layer, nn.Linear | nn.Tanh) for layer in agent.actor):
+        return act_in_torch
+    layers = [(m.weight.detach().numpy().T, m.bias.detach().numpy()) for m in agent.actor if isinstance(m, nn.Linear)]
+    lowest, nvec = np.finfo(np.float32).min, agent.nvec
+
+    def act_in_numpy(obs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        x = obs
+        for weight, bias in layers[:-1]:
+            x = np.tanh(x @ weight + bias)
+        logits = x @ layers[-1][0] + layers[-1][1]
+        noisy = logits - np.log(rng.standard_exponential(logits.shape, np.float32) + 1e-37)  # never log(0)
+        if mask is not None:
+            noisy = np.where(mask, noisy, lowest)
+        if nvec is None:
+            return noisy.argmax(-1)
+        padded = np.full((len(obs), len(nvec) * max(nvec)), -np.inf, np.float32)
+        padded[:, CategoricalMasked._places(nvec, device).numpy()] = noisy
+        return padded.reshape(len(obs), len(nvec), -1).argmax(-1)
+
+    return act_in_numpy
+
+
+def make_update(
+    agent: Agent, flat: nn.Parameter, optimizer: torch.optim.Adam, args: Args, world_size: int
+) -> Callable[[tuple[Tensor | None, ...]], Tensor]:
+    """A function that takes one gradient step on a minibatch, the mean over all ranks, and returns its METRICS."""
+
+    def step() -> None:
+        if world_size > 1:
+            dist.all_reduce(flat.grad)
+            flat.grad /= world_size
+        norm = torch.linalg.vector_norm(flat.grad)
+        flat.grad *= (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        optimizer.step()
 
     def eager(mb: tuple[Tensor | None, ...]) -> Tensor:
         flat.grad.zero_()
         loss, metrics = ppo_loss(agent, mb, args)
         loss.backward()
+        step()
         return metrics
 
     if not args.compile:
@@ -417,14 +464,41 @@ def make_gradient(agent: Agent, flat: nn.Parameter, args: Args) -> Callable[[tup
         parameters = dict(zip(names, views, strict=True))
         return ppo_loss(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
 
-    # Forward and backward in one graph with one input and one output for all parameters: little is left to call.
-    graph = torch.compile(torch.func.grad(loss_of_vector, has_aux=True), fullgraph=True, options={"cpp_wrapper": True})
+    gradient = torch.func.grad(loss_of_vector, has_aux=True)
+    options = {"fullgraph": True, "options": {"cpp_wrapper": True}}
+    if world_size > 1:  # the average over ranks stands between the gradient and the step
+        graph = torch.compile(gradient, **options)
+
+        def compiled_gradient(mb: tuple[Tensor | None, ...]) -> Tensor:
+            with torch.no_grad():
+                grad, metrics = graph(flat.detach(), mb)
+            flat.grad.copy_(grad)
+            step()
+            return metrics
+
+        return compiled_gradient
+
+    # Forward, backward, clipping and Adam in one graph, with one vector for all parameters: little is left to call.
+    beta1, beta2, eps = *optimizer.defaults["betas"], optimizer.defaults["eps"]
+
+    def whole_step(vector: Tensor, state: dict[str, Tensor], lr: Tensor, mb: tuple[Tensor | None, ...]) -> Tensor:
+        grad, metrics = gradient(vector, mb)
+        grad = grad * (args.max_grad_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0)
+        state["step"].add_(1)
+        mean = state["exp_avg"].lerp_(grad, 1 - beta1) / (1 - beta1 ** state["step"])
+        square = state["exp_avg_sq"].lerp_(grad * grad, 1 - beta2) / (1 - beta2 ** state["step"])
+        vector.sub_(lr * mean / (square.sqrt() + eps))
+        return metrics
+
+    graph, lr = torch.compile(whole_step, **options), torch.empty(())
+    state = optimizer.state[flat]  # Adam's own, as after its first step, so that it is saved and restored as usual
+    if not state:
+        state |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
 
     def compiled(mb: tuple[Tensor | None, ...]) -> Tensor:
+        lr.fill_(optimizer.param_groups[0]["lr"])
         with torch.no_grad():
-            grad, metrics = graph(flat.detach(), mb)
-        flat.grad.copy_(grad)
-        return metrics
+            return graph(flat.detach(), dict(state), lr, mb)
 
     return compiled
 
@@ -470,7 +544,7 @@ def main(args: Args) -> dict[str, float]:
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(args.torch_deterministic and use_cuda, warn_only=True)  # CPU kernels are anyway
     torch.manual_seed(args.seed)
-    generator = torch.Generator(device).manual_seed(args.seed + rank)
+    generator, rng = torch.Generator(device).manual_seed(args.seed + rank), np.random.default_rng(args.seed + rank)
     if world_size > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
 
@@ -505,6 +579,7 @@ def main(args: Args) -> dict[str, float]:
                              f"expected torchrun --nproc-per-node {len(checkpoint['ranks'])}.")  # fmt: skip
         run_dir, iteration, mine = Path(path).parent, checkpoint["iteration"], checkpoint["ranks"][rank]
         generator.set_state(mine["generator"])
+        rng.bit_generator.state = mine["rng"]
         torch.set_rng_state(mine["torch"])
         if mine["envs"] is None:
             print(f"{args.env_id} cannot be saved, so its environments restart; the agent and its optimizer continue.")
@@ -537,6 +612,7 @@ def main(args: Args) -> dict[str, float]:
     def save() -> None:
         mine = {
             "generator": generator.get_state(),
+            "rng": rng.bit_generator.state,
             "torch": torch.get_rng_state(),
             "envs": swap_arrays(envs.get_state()),
             "next_obs": torch.from_numpy(next_obs),
@@ -560,9 +636,9 @@ def main(args: Args) -> dict[str, float]:
     host_rewards = np.empty((T, N), np.float32)
     host_terminations, host_truncations = np.empty((2, T, N), bool)
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
-    gradient = make_gradient(agent, flat, args)
+    act, update = make_act(agent, device, generator, rng), make_update(agent, flat, optimizer, args, world_size)
     num_iterations = args.total_timesteps // (args.num_envs * T)
-    log_every = max(1, num_iterations // 500)
+    log_every = max(1, num_iterations // 250)
     returns, lengths, final_obs = [], [], []
     start_time, first_iteration, last_return = time.time(), iteration, float("nan")
     bar = tqdm(total=num_iterations * N * T * world_size, initial=iteration * N * T * world_size, unit="step",
@@ -576,20 +652,17 @@ def main(args: Args) -> dict[str, float]:
 
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
         final_obs.clear()
-        with torch.inference_mode():
-            for t in range(T):
-                host_obs[t], host_masks[t] = next_obs, next_mask
-                mask = torch.from_numpy(host_masks[t]).to(device) if acting else None
-                policy = agent.policy(torch.from_numpy(next_obs).to(device), mask)
-                host_actions[t] = policy.sample(generator).cpu().numpy()
-                next_obs, host_rewards[t], terminated, truncated, infos = envs.step(host_actions[t])
-                next_mask = infos["action_mask"]
-                host_terminations[t], host_truncations[t] = terminated, truncated & ~terminated
-                if "episode" in infos:
-                    returns.extend(infos["episode"]["r"][infos["_episode"]])
-                    lengths.extend(infos["episode"]["l"][infos["_episode"]])
-                    final_obs.append(infos["final_obs"][host_truncations[t]])
-            host_obs[T] = next_obs
+        for t in range(T):
+            host_obs[t], host_masks[t] = next_obs, next_mask
+            host_actions[t] = act(next_obs, host_masks[t] if acting else None)
+            next_obs, host_rewards[t], terminated, truncated, infos = envs.step(host_actions[t])
+            next_mask = infos["action_mask"]
+            host_terminations[t], host_truncations[t] = terminated, truncated & ~terminated
+            if "episode" in infos:
+                returns.extend(infos["episode"]["r"][infos["_episode"]])
+                lengths.extend(infos["episode"]["l"][infos["_episode"]])
+                final_obs.append(infos["final_obs"][host_truncations[t]])
+        host_obs[T] = next_obs
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (torch.from_numpy(b).to(device) for b in buffers)
@@ -622,16 +695,7 @@ def main(args: Args) -> dict[str, float]:
             splits = [
                 [None] * (N * T // minibatch_size) if b is None else b[b_inds].split(minibatch_size) for b in batch
             ]
-            metrics = []
-            for mb in zip(*splits, strict=True):
-                metrics.append(gradient(mb))
-                if world_size > 1:
-                    dist.all_reduce(flat.grad)
-                    flat.grad /= world_size
-                norm = torch.linalg.vector_norm(flat.grad)
-                flat.grad *= (args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-                optimizer.step()
-            metrics = torch.stack(metrics).mean(0)
+            metrics = torch.stack([update(mb) for mb in zip(*splits, strict=True)]).mean(0)
             # Written so that a NaN, which compares as False, ends the epochs too.
             if args.target_kl is not None and not agreed(metrics, world_size)[4] <= args.target_kl:
                 break

@@ -16,6 +16,7 @@ array([[0, 1, 1]], dtype=int8)
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import gymnasium as gym
@@ -93,15 +94,20 @@ class Mask:
         flags = _batch(flags, num_envs, expected)
         if flags.shape[1] != count:
             raise ValueError(f"{expected}, got {given}.")
-        if ((flags != 0) & (flags != 1)).any():
+        if flags.dtype != bool and ((flags != 0) & (flags != 1)).any():
             raise ValueError(f"Field {field!r}: Mask() takes flags that are True or False (1 or 0), got {self.flags}.")
-        return flags.astype(bool)
+        return flags.astype(bool, copy=False)
 
 
 def _batch(array: np.ndarray, num_envs: int, expected: str) -> np.ndarray:
     if array.ndim not in (1, 2) or (array.ndim == 2 and len(array) != num_envs):
         raise ValueError(f"{expected}, got {array.shape}.")
-    return np.broadcast_to(array, (num_envs, array.shape[-1]))
+    return array if array.ndim == 2 else np.broadcast_to(array, (num_envs, array.shape[-1]))
+
+
+@lru_cache
+def _values_of(enumeration: type[IntEnum]) -> np.ndarray:
+    return np.array([int(member) for member in enumeration])
 
 
 def legal_actions(
@@ -140,16 +146,16 @@ def legal_actions(
         raise ValueError(f"The mask function constrains unknown fields {unknown}; the action has {list(fields)}.")
     columns = []
     for name, enumeration in fields.items():
-        members = np.array([int(member) for member in enumeration])
-        constraint = constraints.get(name)
+        members, constraint = _values_of(enumeration), constraints.get(name)
         if constraint is not None and not isinstance(constraint, In | Mask):
             raise TypeError(f"Field {name!r}: expected In or Mask, got {type(constraint).__name__}.")
         if constraint is None or np.size(next(iter(vars(constraint).values()))) == 0:
             columns.append(np.ones((num_envs, len(members)), bool))
             continue
         legal = constraint.legal(name, members, num_envs)
-        empty = np.flatnonzero(~legal.any(axis=1) if terminated is None else ~(legal.any(axis=1) | terminated))
-        if empty.size:
+        some = legal.any(axis=1) if terminated is None else legal.any(axis=1) | terminated
+        if not some.all():
+            empty = np.flatnonzero(~some)
             names = ", ".join(f"{member.name}={int(member)}" for member in list(enumeration)[:8])
             raise ValueError(
                 f"Environment {empty[0]}: the constraint {type(constraint).__name__} on field {name!r} leaves no legal "
@@ -164,7 +170,7 @@ class _FieldActions:
 
     def _declare(self, space: gym.Space, fields: Fields, mask_function: Callable, hide: tuple[str, ...]) -> None:
         self.fields, self.mask_function, self.hide = dict(fields), mask_function, hide
-        self.members = [np.array([int(member) for member in enumeration]) for enumeration in fields.values()]
+        self.members = [_values_of(enumeration) for enumeration in fields.values()]
         if not fields or any(len(members) == 0 for members in self.members):
             raise ValueError("fields names at least one enumeration, and each has at least one member.")
         missing = [key for key in hide if not isinstance(space, spaces.Dict) or key not in space.spaces]

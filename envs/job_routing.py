@@ -123,6 +123,7 @@ class JobRouting(BatchedEnv):
         power, skill = fleet.random(num_machines), fleet.random((len(KINDS), num_machines))
         self.speed = np.exp(2 * (power - 1) + 5 * (skill - 1))  # (4, M)
         self.price = np.exp(4 * (power - 1))  # (M,)
+        self.slowness = DELAY_WEIGHT / self.speed
 
         self.kind = np.zeros(num_envs, np.int64)
         self.size, self.urgency = np.zeros(num_envs), np.zeros(num_envs)
@@ -136,8 +137,8 @@ class JobRouting(BatchedEnv):
 
     def _offers(self, rows: np.ndarray) -> np.ndarray:
         """What each machine would earn now (R, M) float64: 0 where it is down."""
-        delay = (self.urgency * self.size)[rows, None] / self.speed[self.kind[rows]]
-        return np.where(self.up[rows], 1 / (1 + DELAY_WEIGHT * delay + PRICE_WEIGHT * self.price), 0.0)
+        delay = (self.urgency[rows] * self.size[rows])[:, None] * self.slowness[self.kind[rows]]
+        return self.up[rows] / (delay + (1 + PRICE_WEIGHT * self.price))
 
     def _new_jobs(self, rows: np.ndarray, draws: np.ndarray) -> None:
         self.kind[rows] = len(KINDS) * draws[:, 0]
@@ -156,18 +157,18 @@ class JobRouting(BatchedEnv):
         self.total += rewards
         self.optimum += offers.max(axis=1)
         self.last_machine[:], self.last_reward[:] = machine, rewards
-        self._new_jobs(rows[accepted], self._uniform(rows, 3)[accepted])
+        draws = self._uniform(rows, 3 + self.num_machines)
+        self._new_jobs(rows[accepted], draws[accepted, :3])
         if self.num_up < self.num_machines:
-            luck = self._uniform(rows, self.num_machines)
-            fails, returns = np.where(self.up, luck, -1).argmax(axis=1), np.where(self.up, -1, luck).argmax(axis=1)
-            self.up[rows, fails], self.up[rows, returns] = False, True
+            luck = draws[:, 3:] - 2 * self.up  # below 0 where the machine is up
+            self.up[rows, luck.argmin(axis=1)], self.up[rows, luck.argmax(axis=1)] = False, True
         return rewards, self.elapsed + 1 >= self.num_jobs
 
     def _observe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        time_left = 1 - self.elapsed[rows] / self.num_jobs
-        scalars = np.stack([self.size[rows], self.urgency[rows], time_left], axis=1)
-        job = np.concatenate([np.eye(len(KINDS))[self.kind[rows]], scalars], axis=1)
-        return {"job": job.astype(np.float32), "up": self.up[rows].astype(np.int8)}
+        job = np.zeros((len(rows), len(KINDS) + 3), np.float32)
+        job[np.arange(len(rows)), self.kind[rows]] = 1
+        job[:, -3], job[:, -2], job[:, -1] = self.size[rows], self.urgency[rows], 1 - self.elapsed[rows] / self.num_jobs
+        return {"job": job, "up": self.up[rows].view(np.int8)}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"optimal_return": self.optimum[rows]}

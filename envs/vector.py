@@ -62,7 +62,7 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
             f"Environment {first_env}: the action mask has shape {mask.shape[1:]} and dtype {mask.dtype}; expected "
             f"shape ({nvec.sum()},), one entry for each choice ({fields}), as int8 with 1 where legal."
         )
-    bad = (mask != 0) & (mask != 1)
+    bad = mask.view(np.uint8) > 1 if mask.dtype == np.int8 else (mask != 0) & (mask != 1)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
@@ -74,9 +74,8 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
         legal = mask.any(axis=1, keepdims=True)
     else:
         legal = np.add.reduceat(mask, np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0
-    empty = ~(legal.all(axis=1) | ended)
-    if empty.any():
-        row = np.flatnonzero(empty)[0]
+    if not (legal.all(axis=1) | ended).all():
+        row = np.flatnonzero(~(legal.all(axis=1) | ended))[0]
         field = np.flatnonzero(~legal[row])[0]
         raise ValueError(
             f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its "

@@ -63,19 +63,57 @@ def test_ratio_is_one_and_kl_zero_before_the_first_step():
     assert metrics["approx_kl"] == metrics["old_approx_kl"] == metrics["clipfrac"] == 0.0
 
 
-@pytest.mark.parametrize("nvec", [(4,), (3, 3), (2, 5)])
-def test_the_compiled_gradient_equals_the_eager_one(nvec):
+def take_steps(nvec, **flags):
+    torch.manual_seed(0)
     agent = ppo.Agent(3, nvec, 8)
-    mb = random_minibatch(agent)
-    with torch.no_grad():
-        for p in agent.parameters():
-            p += 0.1 * torch.randn_like(p)
     flat = ppo.flat_parameters(agent)
-    metrics = ppo.make_gradient(agent, flat, ppo.Args())(mb)
-    eager = flat.grad.clone()
-    compiled_metrics = ppo.make_gradient(agent, flat, ppo.Args(compile=True))(mb)
-    torch.testing.assert_close(flat.grad, eager, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(compiled_metrics, metrics, rtol=1e-4, atol=1e-6)
+    args = ppo.Args(learning_rate=1e-2, **flags)
+    optimizer = torch.optim.Adam([flat], lr=args.learning_rate, eps=1e-5)
+    update = ppo.make_update(agent, flat, optimizer, args, world_size=1)
+    metrics = [update(random_minibatch(agent)) for _ in range(5)]
+    return flat.detach(), torch.stack(metrics), optimizer.state_dict()["state"][0]
+
+
+@pytest.mark.parametrize("nvec", [(4,), (3, 3), (2, 5)])
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 10.0])
+def test_the_compiled_update_equals_the_eager_one(nvec, max_grad_norm):
+    """Five steps of torch's Adam, and of the graph that holds gradient, clipping and Adam, which share their state."""
+    weights, metrics, state = take_steps(nvec, max_grad_norm=max_grad_norm)
+    compiled_weights, compiled_metrics, compiled_state = take_steps(nvec, max_grad_norm=max_grad_norm, compile=True)
+    torch.testing.assert_close(compiled_weights, weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled_metrics, metrics, rtol=1e-4, atol=1e-5)
+    assert compiled_state["step"] == state["step"] == 5
+    torch.testing.assert_close(compiled_state["exp_avg"], state["exp_avg"], rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("nvec", [(4,), (3, 3), (2, 5)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_acting_in_numpy_draws_from_the_policy(nvec, masked):
+    """Frequencies of 40,000 draws within five standard errors, after a change of the weights that both must see."""
+    agent, device = ppo.Agent(3, nvec, 8), torch.device("cpu")
+    flat = ppo.flat_parameters(agent)
+    act = ppo.make_act(agent, device, torch.Generator(), np.random.default_rng(0))
+    assert act.__name__ == "act_in_numpy"
+    with torch.no_grad():
+        flat += 0.3 * torch.randn_like(flat)
+    obs, mask = torch.randn(1, 3), torch.ones(1, sum(nvec), dtype=torch.bool)
+    mask[0, 1] = not masked
+    count = 40_000
+    actions = act(obs.expand(count, -1).numpy(), mask.expand(count, -1).numpy() if masked else None)
+    assert actions.shape == ((count,) if len(nvec) == 1 else (count, len(nvec))) and actions.dtype == np.int64
+    probs = agent.policy(obs, mask).probs.detach().numpy().reshape(len(nvec), -1)
+    for p, column in zip(probs, actions.reshape(count, -1).T, strict=True):
+        frequencies = np.bincount(column, minlength=len(p)) / count
+        assert (abs(frequencies - p) <= 5 * np.sqrt(p * (1 - p) / count) + 1e-6).all()
+
+
+def test_another_network_acts_in_torch():
+    agent = ppo.Agent(3, (4,), 8)
+    agent.actor[1] = torch.nn.ReLU()
+    act = ppo.make_act(agent, torch.device("cpu"), torch.Generator().manual_seed(0), np.random.default_rng(0))
+    assert act.__name__ == "act_in_torch"
+    mask = np.array([[True, False, True, False]] * 50)
+    assert set(act(np.zeros((50, 3), np.float32), mask)) == {0, 2}
 
 
 @pytest.mark.parametrize("nvec", [None, (2, 3)])
