@@ -12,10 +12,8 @@ References: Schulman et al. 2017, Proximal policy optimization algorithms, https
             Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171
 """
 
-import importlib.util
 import json
 import os
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,13 +26,13 @@ import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
-from envs.vector import make_vec, parse_env_kwargs
+from envs.runs import StopOnSignal, check_shared_flags, open_run, write_scores, write_video
+from envs.vector import illegal_actions, make_vec, parse_env_kwargs
 
 SCRIPT = "ppo_action_mask"
 METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "loss")
@@ -256,6 +254,10 @@ class Agent(nn.Module):
         """Distribution over actions for obs (B, D) and mask (B, sum(nvec)), which was checked on the host."""
         return CategoricalMasked(self.actor(obs), mask, self.nvec, validate=False)
 
+    def greedy(self, obs: Tensor, mask: Tensor | None) -> Tensor:
+        """The most probable actions (B,) or (B, K) for obs (B, D) and mask (B, sum(nvec))."""
+        return self.policy(obs, mask).mode
+
     def value(self, obs: Tensor) -> Tensor:
         """Values (B,) of obs (B, D)."""
         return self.critic(obs).squeeze(-1)
@@ -332,7 +334,9 @@ def ppo_loss(agent: Any, mb: tuple[Tensor | None, ...], args: Args) -> tuple[Ten
     return loss, metrics
 
 
-def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000) -> dict[str, float]:
+def evaluate(
+    agent: nn.Module, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000
+) -> dict[str, float]:
     """Play `args.eval_episodes` greedy episodes, the mask applied or removed, and average over them.
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
@@ -347,12 +351,11 @@ def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, see
     totals = {"episodic_return": 0.0, "episodic_length": 0.0, "win_rate": 0.0}
     illegal = steps = 0
     while left.any():
-        mask = torch.from_numpy(infos["action_mask"]).bool().to(device)
-        with torch.inference_mode():
-            actions = agent.policy(torch.from_numpy(obs).to(device), mask if use_mask else None).mode
-        illegal += int((illegal_actions(actions, mask, agent.nvec).cpu().numpy() & (left > 0)).sum())
-        steps += int((left > 0).sum())
-        obs, _, _, _, infos = envs.step(actions.cpu().numpy())
+        mask = infos["action_mask"]
+        actions = greedy_actions(agent, obs, mask if use_mask else None, device)
+        illegal += (illegal_actions(actions, mask, envs.nvec) & (left > 0)).sum()
+        steps += (left > 0).sum()
+        obs, _, _, _, infos = envs.step(actions)
         if "episode" in infos:
             ended = infos["_episode"] & (left > 0)
             left[ended] -= 1
@@ -366,36 +369,41 @@ def evaluate(agent: Agent, args: Args, device: torch.device, use_mask: bool, see
     scores = {key: float(total) / args.eval_episodes for key, total in totals.items()}
     if "optimal_return" in scores:
         scores["optimality"] = scores["episodic_return"] / scores["optimal_return"]
-    return scores | {"illegal_rate": illegal / steps}
+    return scores | {"illegal_rate": float(illegal / steps)}
 
 
-def illegal_actions(actions: Tensor, mask: Tensor, nvec: tuple[int, ...] | None) -> Tensor:
-    """Which actions (B,) or (B, K) break the mask (B, sum(nvec)): bool (B,)."""
-    if nvec is None:
-        return ~mask.gather(-1, actions[:, None]).squeeze(-1)
-    starts = torch.tensor((0, *nvec[:-1]), device=actions.device).cumsum(0)
-    return ~mask.gather(-1, actions + starts).all(-1)
-
-
-def play(agent: Agent, args: Args, device: torch.device, max_frames: int = 200) -> list[np.ndarray]:
-    """Pictures (H, W, 3) uint8 of the greedy agent playing from a new episode on."""
-    kwargs = parse_env_kwargs(args.env_kwargs)
-    envs = make_vec(args.env_id, 1, kwargs, require_mask=args.mask_mode != "none", render_mode="rgb_array")
-    obs, infos = envs.reset(seed=20_000)
-    frames = [envs.render()[0]]
-    while len(frames) < max_frames:
-        mask = torch.from_numpy(infos["action_mask"]).bool().to(device)
-        with torch.inference_mode():
-            actions = agent.policy(torch.from_numpy(obs).to(device), mask if masks_acting(args) else None).mode
-        obs, _, _, _, infos = envs.step(actions.cpu().numpy())
-        frames.append(envs.render()[0])
-    envs.close()
-    return frames
+def greedy_actions(agent: nn.Module, obs: np.ndarray, mask: np.ndarray | None, device: torch.device) -> np.ndarray:
+    """What the agent thinks best, from the host and to it: int64 (N,) or (N, K)."""
+    mask = None if mask is None else torch.from_numpy(mask).bool().to(device)
+    with torch.inference_mode():
+        return agent.greedy(torch.from_numpy(obs).to(device), mask).cpu().numpy()
 
 
 def masks_acting(args: Args) -> bool:
-    """Whether the mask restricts what is sampled."""
+    """Whether the mask restricts what is played."""
     return args.mask_mode in ("mask", "naive")
+
+
+def on_host(network: nn.Sequential) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A network of Linear, Tanh and ReLU layers as a NumPy function (N, D) -> (N, A); None if it has other layers.
+
+    For a few rows, calling torch costs four times as much as the arithmetic. The function reads the network's own
+    memory, so it follows the training.
+    """
+    functions = {nn.Tanh: np.tanh, nn.ReLU: lambda x: np.maximum(x, 0)}
+    if not all(type(layer) in (nn.Linear, *functions) for layer in network):
+        return None
+    layers = [
+        (layer.weight.detach().numpy().T, layer.bias.detach().numpy()) if type(layer) is nn.Linear else type(layer)
+        for layer in network
+    ]
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        for layer in layers:
+            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else functions[layer](x)
+        return x
+
+    return forward
 
 
 def make_act(
@@ -403,8 +411,7 @@ def make_act(
 ) -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
     """A function that samples actions int64 (N,) or (N, K) for obs (N, D) and masks (N, sum(nvec)) bool or None.
 
-    On CPUs a network of Linear and Tanh acts in NumPy, with the agent's own memory: for a few rows, calling torch costs
-    four times as much as the arithmetic. Any other network, or a GPU, acts in torch.
+    On CPUs the policy acts in NumPy if `on_host` takes its layers; any other, or a GPU, acts in torch.
     """
 
     def act_in_torch(obs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -412,16 +419,13 @@ def make_act(
         with torch.inference_mode():
             return agent.policy(torch.from_numpy(obs).to(device), b_mask).sample(generator).cpu().numpy()
 
-    if device.type != "cpu" or not all(isinstance(layer, nn.Linear | nn.Tanh) for layer in agent.actor):
+    forward = on_host(agent.actor) if device.type == "cpu" else None
+    if forward is None:
         return act_in_torch
-    layers = [(m.weight.detach().numpy().T, m.bias.detach().numpy()) for m in agent.actor if isinstance(m, nn.Linear)]
     lowest, nvec = np.finfo(np.float32).min, agent.nvec
 
     def act_in_numpy(obs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-        x = obs
-        for weight, bias in layers[:-1]:
-            x = np.tanh(x @ weight + bias)
-        logits = x @ layers[-1][0] + layers[-1][1]
+        logits = forward(obs)
         noisy = logits - np.log(rng.standard_exponential(logits.shape, np.float32) + 1e-37)  # never log(0)
         if mask is not None:
             noisy = np.where(mask, noisy, lowest)
@@ -435,9 +439,22 @@ def make_act(
 
 
 def make_update(
-    agent: Agent, flat: nn.Parameter, optimizer: torch.optim.Adam, args: Args, world_size: int
+    loss_function: Callable[[Any, tuple[Tensor | None, ...], Any], tuple[Tensor, Tensor]],
+    agent: nn.Module,
+    flat: nn.Parameter,
+    optimizer: torch.optim.Adam,
+    args: Args,
+    world_size: int,
 ) -> Callable[[tuple[Tensor | None, ...]], Tensor]:
-    """A function that takes one gradient step on a minibatch, the mean over all ranks, and returns its METRICS."""
+    """A function that takes one clipped Adam step on a minibatch, the mean over all ranks, and returns its METRICS.
+
+    Args:
+        loss_function: maps (a callable as the agent, minibatch, args) to the loss and its METRICS.
+        agent, flat: the module, and the one vector that holds its parameters.
+        optimizer: Adam over `flat`; its state is used with and without `args.compile`.
+        args: `max_grad_norm` and `compile`.
+        world_size: number of ranks.
+    """
 
     def step() -> None:
         if world_size > 1:
@@ -449,7 +466,7 @@ def make_update(
 
     def eager(mb: tuple[Tensor | None, ...]) -> Tensor:
         flat.grad.zero_()
-        loss, metrics = ppo_loss(agent, mb, args)
+        loss, metrics = loss_function(agent, mb, args)
         loss.backward()
         step()
         return metrics
@@ -462,7 +479,7 @@ def make_update(
     def loss_of_vector(vector: Tensor, mb: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
         views = (part.view(shape) for part, shape in zip(vector.split(sizes), shapes, strict=True))
         parameters = dict(zip(names, views, strict=True))
-        return ppo_loss(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
+        return loss_function(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
 
     gradient = torch.func.grad(loss_of_vector, has_aux=True)
     options = {"fullgraph": True, "options": {"cpp_wrapper": True}}
@@ -506,18 +523,10 @@ def make_update(
 def check_args(args: Args, world_size: int) -> None:
     """Refuse what cannot work before any time is spent on it."""
     batch_size = args.num_envs * args.num_steps
-    counts = (
-        "num_envs",
-        "num_steps",
-        "minibatch_size",
-        "update_epochs",
-        "total_timesteps",
-        "num_threads",
-        "hidden_dim",
+    check_shared_flags(
+        args,
+        ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps", "num_threads", "hidden_dim"),
     )
-    for name in counts:
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected at least 1.")
     if args.num_envs % world_size or args.minibatch_size % world_size:
         raise ValueError(f"--num-envs {args.num_envs} and --minibatch-size {args.minibatch_size} are totals that the "
                          f"{world_size} ranks share; expected multiples of {world_size}.")  # fmt: skip
@@ -526,10 +535,6 @@ def check_args(args: Args, world_size: int) -> None:
                          f" x --num-steps {args.num_steps} = {batch_size} samples; expected a divisor.")  # fmt: skip
     if args.total_timesteps < batch_size:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {batch_size} steps.")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU here; use --device auto or cpu, or install torch for CUDA.")
-    if args.track and importlib.util.find_spec("wandb") is None:
-        raise ValueError("--track needs Weights & Biases: pip install wandb, or leave --track out.")
 
 
 def main(args: Args) -> dict[str, float]:
@@ -577,7 +582,7 @@ def main(args: Args) -> dict[str, float]:
         if len(checkpoint["ranks"]) != world_size:
             raise ValueError(f"--resume {path}: written by {len(checkpoint['ranks'])} ranks, not {world_size}; "
                              f"expected torchrun --nproc-per-node {len(checkpoint['ranks'])}.")  # fmt: skip
-        run_dir, iteration, mine = Path(path).parent, checkpoint["iteration"], checkpoint["ranks"][rank]
+        iteration, mine = checkpoint["iteration"], checkpoint["ranks"][rank]
         generator.set_state(mine["generator"])
         rng.bit_generator.state = mine["rng"]
         torch.set_rng_state(mine["torch"])
@@ -588,26 +593,10 @@ def main(args: Args) -> dict[str, float]:
         else:
             envs.set_state(swap_arrays(mine["envs"]))
             next_obs, next_mask = mine["next_obs"].numpy(), mine["next_mask"].numpy()
-    else:
-        name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}__{int(time.time())}"
-        run_dir = Path("runs") / name.replace(":", "-")
     if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=bool(checkpoint))
-        if args.track:
-            import wandb
-
-            wandb.init(project=args.wandb_project_name, name=run_dir.name, config=vars(args), sync_tensorboard=True)
-        batch_size = args.num_envs * args.num_steps
-        writer = SummaryWriter(run_dir, purge_step=iteration * batch_size if checkpoint else None)
-        rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
-        writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
-    stopped_by: list[int] = []
-
-    def stop(signum: int, frame: Any) -> None:
-        stopped_by.append(signum)  # training ends after this iteration; a second signal ends it at once
-        signal.signal(signum, handlers[signum])
-
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        step = iteration * args.num_envs * args.num_steps
+        run_dir, writer = open_run(args, Path(path).parent if checkpoint else None, step)
+    stop = StopOnSignal()
 
     def save() -> None:
         mine = {
@@ -636,7 +625,10 @@ def main(args: Args) -> dict[str, float]:
     host_rewards = np.empty((T, N), np.float32)
     host_terminations, host_truncations = np.empty((2, T, N), bool)
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
-    act, update = make_act(agent, device, generator, rng), make_update(agent, flat, optimizer, args, world_size)
+    act, update = (
+        make_act(agent, device, generator, rng),
+        make_update(ppo_loss, agent, flat, optimizer, args, world_size),
+    )
     num_iterations = args.total_timesteps // (args.num_envs * T)
     log_every = max(1, num_iterations // 250)
     returns, lengths, final_obs = [], [], []
@@ -663,14 +655,14 @@ def main(args: Args) -> dict[str, float]:
                 lengths.extend(infos["episode"]["l"][infos["_episode"]])
                 final_obs.append(infos["final_obs"][host_truncations[t]])
         host_obs[T] = next_obs
+        illegal = illegal_actions(host_actions.reshape(N * T, -1), host_masks.reshape(N * T, A), envs.nvec)
+        if args.mask_mode == "penalty":
+            host_rewards += args.invalid_penalty * illegal.reshape(T, N)
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (torch.from_numpy(b).to(device) for b in buffers)
         b_obs, b_actions, b_masks = obs[:T].flatten(0, 1), actions.flatten(0, 1), masks.flatten(0, 1)
         with torch.no_grad():
-            illegal = illegal_actions(b_actions, b_masks, agent.nvec).view(T, N)
-            if args.mask_mode == "penalty":
-                rewards += args.invalid_penalty * illegal
             b_logprobs = agent.policy(b_obs, b_masks if acting else None).log_prob(b_actions)
             values = agent.value(obs.flatten(0, 1)).view(T + 1, N)
             next_values = values[1:].masked_fill(terminations, 0.0)
@@ -722,24 +714,23 @@ def main(args: Args) -> dict[str, float]:
                 writer.add_scalar(f"losses/{name}", value, global_step)
             explained = 1 - (b_returns - b_values).var() / b_returns.var()
             writer.add_scalar("losses/explained_variance", explained.item(), global_step)
-            writer.add_scalar("masks/legal_fraction", masks.float().mean().item(), global_step)
-            writer.add_scalar("masks/illegal_rate", illegal.float().mean().item(), global_step)
+            writer.add_scalar("masks/legal_fraction", host_masks.mean(), global_step)
+            writer.add_scalar("masks/illegal_rate", illegal.mean(), global_step)
             returns.clear(), lengths.clear()
             bar.set_postfix_str(f"return {last_return:.2f}, {sps:,} steps/s", refresh=False)
         bar.update(N * T * world_size)
-        stopping = bool(agreed(torch.tensor(float(len(stopped_by))), world_size) > 0)
+        stopping = bool(agreed(torch.tensor(float(stop.stopped_by is not None)), world_size) > 0)
         if args.checkpoint_every and iteration % args.checkpoint_every == 0:
             save()
 
     bar.close()
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
+    stop.restore()
     if args.save_model or stopping:
         save()
     scores = {}
     if rank == 0:
         if stopping:
-            name = signal.Signals(stopped_by[0]).name if stopped_by else "a signal to another rank"
+            name = stop.stopped_by.name if stop.stopped_by else "a signal to another rank"
             print(f"Stopped by {name}. Continue with --resume {run_dir / 'checkpoint.pt'}")
         else:
             scores = finish(agent, args, device, run_dir, writer, num_iterations * N * T * world_size)
@@ -760,25 +751,19 @@ def agreed(values: Tensor, world_size: int) -> Tensor:
     return values
 
 
-def finish(agent: Agent, args: Args, device: torch.device, run_dir: Path, writer: SummaryWriter, step: int) -> dict:
+def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, writer: SummaryWriter, step: int) -> dict:
     """Evaluate as trained and with the mask removed, and write scores, HParams and pictures."""
     scores = {}
     if args.eval_episodes:
-        as_trained = evaluate(agent, args, device, masks_acting(args))
-        scores = as_trained | {f"{key}_no_mask": value for key, value in evaluate(agent, args, device, False).items()}
-        for key, value in scores.items():
-            writer.add_scalar(f"eval/{key}", value, step)
-        print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
-        flags = {
-            key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()
-        }
-        writer.add_hparams(flags, {f"eval/{key}": value for key, value in scores.items()}, run_name=".")
+        as_trained, removed = (evaluate(agent, args, device, use_mask) for use_mask in (masks_acting(args), False))
+        scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
+        write_scores(writer, args, scores, step)
     if args.capture_video:
-        frames = play(agent, args, device)
-        writer.add_image("agent", frames[len(frames) // 2], step, dataformats="HWC")
-        pictures = [Image.fromarray(frame) for frame in frames]
-        pictures[0].save(run_dir / "agent.gif", save_all=True, append_images=pictures[1:], duration=150, loop=0)
-        print(f"Wrote {run_dir / 'agent.gif'}")
+
+        def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            return greedy_actions(agent, obs, mask if masks_acting(args) else None, device)
+
+        write_video(writer, args, act, run_dir / "agent.gif", step)
     return scores
 
 

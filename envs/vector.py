@@ -35,7 +35,10 @@ def action_nvec(space: gym.Space) -> np.ndarray:
         return space.nvec.ravel().astype(np.int64)
     if isinstance(space, spaces.MultiBinary):
         return np.full(int(np.prod(space.shape)), 2, np.int64)
-    raise ValueError(f"The action space {space} is not supported; expected Discrete, MultiDiscrete or MultiBinary.")
+    raise ValueError(
+        f"The action space {space} is not supported; expected Discrete (ppo_action_mask.py, dqn_action_mask.py), "
+        f"MultiDiscrete or MultiBinary (ppo_action_mask.py). Choices can be masked, numbers cannot: discretise them."
+    )
 
 
 def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False) -> np.ndarray:
@@ -82,6 +85,16 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
             f"{nvec[field]} entries are all 0). A state to act in needs one: add a no-op, or end the episode."
         )
     return mask
+
+
+def illegal_actions(actions: np.ndarray, masks: np.ndarray, nvec: np.ndarray) -> np.ndarray:
+    """Which actions (B,) or (B, K) break their masks (B, sum(nvec)), in any field: bool (B,).
+
+    >>> illegal_actions(np.array([[0, 1], [0, 2], [1, 0]]), np.array([[1, 0, 1, 1, 0]] * 3), np.array([2, 3]))
+    array([False,  True,  True])
+    """
+    columns = np.reshape(actions, (len(actions), -1)) + (np.cumsum(nvec) - nvec)
+    return (np.take_along_axis(masks, columns, axis=1) == 0).any(axis=1)
 
 
 def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
@@ -315,6 +328,20 @@ def flat_size(space: gym.Space) -> int:
         return spaces.flatdim(space)
     except (NotImplementedError, ValueError) as error:
         raise ValueError(NO_FLAT_FORM.format(space)) from error
+
+
+def flat_dtype(space: gym.Space) -> np.dtype:
+    """The smallest dtype that holds flattened observations as they are, at most float32: what a replay buffer stores.
+
+    >>> flat_dtype(spaces.Discrete(500)), flat_dtype(spaces.Box(0, 255, (3,), np.uint8)), flat_dtype(spaces.Box(0, 1))
+    (dtype('bool'), dtype('uint8'), dtype('float32'))
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return np.result_type(*(flat_dtype(part) for part in parts))
+    if isinstance(space, spaces.Box):
+        return space.dtype if space.dtype.itemsize <= 2 else np.dtype(np.float32)
+    return np.dtype(bool)  # one-hot, or bits
 
 
 def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
