@@ -207,8 +207,9 @@ class ReplayBuffer:
         memory = (torch.cuda.mem_get_info(device)[0] if device.type == "cuda"
                   else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # fmt: skip
         if self.nbytes > memory:
-            raise ValueError(f"--buffer-size: {capacity:,} transitions need {self.nbytes / 2**30:,.1f} GiB; "
-                             f"{device} has {memory / 2**30:,.1f} GiB, which {capacity * memory // self.nbytes:,} would fill.")  # fmt: skip
+            raise ValueError(f"--buffer-size: {capacity:,} transitions need {self.nbytes / 2**30:,.1f} GiB, but "
+                             f"{device} has {memory / 2**30:,.1f} GiB; expected {capacity * memory // self.nbytes:,} "
+                             f"or fewer.")  # fmt: skip
         self.storage = {name: torch.empty((capacity, *shape), dtype=dtype, device=device)
                         for name, (shape, dtype) in fields.items()}  # fmt: skip
 

@@ -17,7 +17,7 @@ def start(folder: Path, script: str, *flags: str, ranks: int = 1) -> subprocess.
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [*launcher, str(ROOT / script), *flags],
+        [*launcher, str(ROOT / f"{script}.py"), *flags],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -47,7 +47,15 @@ def tensorboard(folder: Path) -> EventAccumulator:
     return events
 
 
-def assert_same_weights(a: dict, b: dict) -> None:
-    assert a["model"].keys() == b["model"].keys()
-    for name, weights in a["model"].items():
-        assert torch.equal(weights, b["model"][name]), name
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equal bit for bit, in nested dicts and lists of tensors and plain values."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key, value in a.items():
+            assert_same(value, b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, value in enumerate(a):
+            assert_same(value, b[i], f"{where}/{i}")
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where

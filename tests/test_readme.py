@@ -28,7 +28,7 @@ def test_every_line_is_a_command_that_is_tested():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    assert run(folder, "ppo_action_mask.py", "--total-timesteps", "1024", "--eval-episodes", "0").returncode == 0
+    assert run(folder, "ppo_action_mask", "--total-timesteps", "1024", "--eval-episodes", "0").returncode == 0
     return folder
 
 

@@ -1,0 +1,219 @@
+"""What all scripts do alike, each run as a user runs it: tags, resume, signals, ranks, errors."""
+
+import importlib
+import importlib.machinery
+import json
+import shlex
+import signal
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+import torch
+from script import assert_same, checkpoint, run, run_folder, start, tensorboard
+
+SMALL = {  # iterations of 32 steps
+    "ppo_action_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0"),
+    "dqn_action_mask": shlex.split(
+        "--num-envs 4 --train-frequency 8 --batch-size 16 --replay-ratio 1 "
+        "--learning-starts 64 --buffer-size 512 --eval-episodes 0"
+    ),  # fmt: skip
+}
+SAVED = [  # every script with environments that it resumes bit for bit
+    *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
+    *(("dqn_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze")),
+]
+LOSSES = {  # fmt: skip
+    "ppo_action_mask": {
+        "value_loss",
+        "policy_loss",
+        "entropy",
+        "old_approx_kl",
+        "approx_kl",
+        "clipfrac",
+        "explained_variance",
+    },
+    "dqn_action_mask": {"td_loss", "q_values"},
+}
+TAGS = {
+    *(f"charts/{tag}" for tag in ("episodic_return", "episodic_length", "learning_rate", "SPS")),
+    *("masks/legal_fraction", "masks/illegal_rate", "eval/episodic_return"),
+}
+
+
+@pytest.fixture(params=SMALL)
+def script(request):
+    return request.param
+
+
+def main(script, *flags):
+    module = importlib.import_module(script)
+    return module.main(module.tyro.cli(module.Args, args=flags))
+
+
+def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
+    flags = ("--env-id", "Masked/Maze-v0", "--total-timesteps", "2048", "--capture-video", "--eval-episodes", "8")
+    done = run(tmp_path, script, *SMALL[script], *flags)
+    assert done.returncode == 0, done.stderr
+    assert "Evaluation: episodic_return" in done.stdout
+    events = tensorboard(tmp_path)
+    tags = TAGS | {f"losses/{name}" for name in LOSSES[script]}
+    assert set(events.Tags()["scalars"]) >= tags
+    assert all(np.isfinite(event.value) for tag in tags for event in events.Scalars(tag))
+    assert events.Scalars("masks/illegal_rate")[-1].value == 0.0
+    assert 0.3 < events.Scalars("masks/legal_fraction")[-1].value < 1.0
+    assert {"_hparams_/session_start_info"} <= set(events.summary_metadata)
+    assert "hyperparameters/text_summary" in events.Tags()["tensors"] and "agent" in events.Tags()["images"]
+    assert (run_folder(tmp_path) / "agent.gif").read_bytes()[:3] == b"GIF"
+    assert checkpoint(tmp_path)["script"] == script
+
+
+@pytest.mark.parametrize("mode", ["naive", "penalty", "none"])
+def test_the_other_arms(script, tmp_path, mode):
+    flags = ("--mask-mode", mode, "--total-timesteps", "320", "--env-kwargs", "num_jobs", "8")
+    done = run(tmp_path, script, *SMALL[script], *flags)
+    assert done.returncode == 0, done.stderr
+    rates = [event.value for event in tensorboard(tmp_path).Scalars("masks/illegal_rate")]
+    assert (max(rates) == 0) if mode == "naive" else (min(rates) > 0)
+
+
+@pytest.mark.parametrize("script, env_id", SAVED)
+def test_killed_and_resumed_equals_never_stopped(tmp_path, script, env_id):
+    """Everything in the checkpoint: weights, optimizer, environments, generators, and a replay buffer."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir(), killed.mkdir()
+    flags = (*SMALL[script], "--env-id", env_id, "--total-timesteps", "6400", "--checkpoint-every", "1")
+    assert run(whole, script, *flags).returncode == 0
+    process = start(killed, script, *flags)
+    deadline = time.time() + 120
+    while not list(killed.glob("runs/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.kill()  # SIGKILL: nothing can be saved any more
+    process.communicate()
+    path = next(killed.glob("runs/*/checkpoint.pt"))
+    assert 0 < checkpoint(killed)["iteration"] < 200
+    done = run(killed, script, "--resume", str(path))
+    assert done.returncode == 0, done.stderr
+    a, b = checkpoint(whole), checkpoint(killed)
+    assert a["iteration"] == 200 and "envs" in a["ranks"][0]
+    assert_same(a | {"args": None}, b | {"args": None})
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_says_where_and_exits_cleanly(script, tmp_path, signum):
+    process = start(tmp_path, script, *SMALL[script], "--total-timesteps", "10000000", "--checkpoint-every", "5")
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("runs/*/checkpoint.pt")) and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert f"Stopped by {signum.name}. Continue with --resume runs" in out
+    assert checkpoint(tmp_path)["iteration"] >= 5
+
+
+def test_a_foreign_env_restarts_on_resume_and_says_so(script, tmp_path):
+    flags = ("--env-id", "Taxi-v4", *SMALL[script], "--total-timesteps", "640")
+    assert run(tmp_path, script, *flags).returncode == 0
+    path = run_folder(tmp_path) / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["iteration"] = 10
+    torch.save(saved, path)
+    done = run(tmp_path, script, "--resume", str(path))
+    assert done.returncode == 0 and "its environments restart" in done.stdout, done.stderr
+
+
+def test_two_ranks_end_with_equal_weights_and_one_run_folder(script, tmp_path):
+    done = run(tmp_path, script, *SMALL[script], "--total-timesteps", "640", ranks=2)
+    assert done.returncode == 0, done.stderr
+    saved = checkpoint(tmp_path)
+    assert len(saved["ranks"]) == 2 and saved["iteration"] == 20
+    jobs = [rank["next_obs"] for rank in saved["ranks"]]
+    assert jobs[0].shape[0] == 2 and not torch.equal(*jobs)  # each rank has its own half of the environments
+    assert torch.equal(*(rank["weights_sum"] for rank in saved["ranks"]))
+    done = run(tmp_path, script, "--resume", str(run_folder(tmp_path) / "checkpoint.pt"))
+    assert done.returncode != 0 and "written by 2 ranks, not 1" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def trained(runs, script):
+    """The checkpoint of a short run, made once for each script."""
+    folder = runs / script
+    if not folder.exists():
+        folder.mkdir()
+        assert run(folder, script, *SMALL[script], "--total-timesteps", "64").returncode == 0
+    return run_folder(folder) / "checkpoint.pt"
+
+
+def test_eval_only_prints_scores_with_and_without_the_mask(script, tmp_path, trained):
+    done = run(tmp_path, script, "--eval-only", str(trained), "--eval-episodes", "6")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert scores["as_trained"]["illegal_rate"] == 0 < scores["no_mask"]["illegal_rate"]
+    assert 0 < scores["as_trained"]["optimality"] <= 1 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--num-envs", "0"), "--num-envs 0: expected at least 1"),
+    (("--device", "cuda"), "--device cuda: torch sees no GPU"),
+    (("--track",), "pip install wandb"),
+    (("--env-id", "Masked/Nowhere-v0"), "--env-id Masked/Nowhere-v0"),
+    (("--env-id", "CartPole-v1"), "no action mask was given. .*--mask-mode none"),
+    (("--env-id", "Pendulum-v1", "--mask-mode", "none"), "expected Discrete .*dqn_action_mask.py"),
+    (("--env-kwargs", "num_machines"), "--env-kwargs takes pairs KEY VALUE, got 1"),
+    (("--env-kwargs", "num_machines", "1"), "num_machines"),
+    (("--resume", "runs/none.pt"), "--resume runs/none.pt: there is no such file"),
+    (("--eval-only", "none.pt"), "--eval-only none.pt: there is no such file"),
+])  # fmt: skip
+def test_bad_flags_are_refused_before_training(script, tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        main(script, *flags)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_checkpoints_are_refused_and_left_as_they_were(script, tmp_path, trained):
+    whole = trained.read_bytes()
+    broken = tmp_path / "checkpoint.pt"
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        main(script, "--resume", str(broken))
+    assert broken.read_bytes() == whole[: len(whole) // 2]
+
+    state = torch.load(trained, weights_only=True)
+    torch.save(state | {"script": "other"}, broken)
+    with pytest.raises(ValueError, match=f"a checkpoint of other.py, expected one of {script}.py"):
+        main(script, "--resume", str(broken))
+    with pytest.raises(ValueError, match="--env-id Masked/Maze-v0: .* was trained with Masked/JobRouting-v0"):
+        main(script, "--resume", str(trained), "--env-id", "Masked/Maze-v0")
+    torch.save(state | {"obs_dim": 99}, broken)
+    with pytest.raises(ValueError, match="99 observations.*another version"):
+        main(script, "--resume", str(broken))
+    assert trained.read_bytes() == whole
+
+
+def test_a_diverged_loss_stops_and_keeps_the_last_good_checkpoint(script, tmp_path):
+    flags = (*SMALL[script], "--total-timesteps", "6400", "--learning-rate", "1e30", "--checkpoint-every", "1")
+    done = run(tmp_path, script, *flags)
+    assert done.returncode != 0 and "NaN or inf" in done.stderr and "Lower --learning-rate" in done.stderr
+    kept = list(tmp_path.glob("runs/*/checkpoint.pt"))
+    if kept:
+        weights = torch.load(kept[0], weights_only=True)["model"]
+        assert all(torch.isfinite(w).all() for w in weights.values())
+        assert f"Last good checkpoint: {kept[0].relative_to(tmp_path)}" in done.stderr
+
+
+def test_track_starts_weights_and_biases(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started, wandb = [], types.ModuleType("wandb")
+    wandb.__spec__, wandb.init = importlib.machinery.ModuleSpec("wandb", None), lambda **kwargs: started.append(kwargs)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    main(script, *SMALL[script], "--track", "--total-timesteps", "64", "--seed", "3")
+    assert len(started) == 1 and started[0]["sync_tensorboard"] and started[0]["config"]["seed"] == 3

@@ -1,0 +1,81 @@
+"""Small environments whose right answers are known; importing this registers them."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Switches(gym.Env):
+    """Three switches, one of them stuck and shown; a point for each that is on. Nested observations."""
+
+    observation_space = gym.spaces.Tuple((gym.spaces.Discrete(3), gym.spaces.Dict(t=gym.spaces.Box(0, 1, (1,)))))
+
+    def __init__(self, kind):
+        self.action_space = gym.spaces.MultiBinary(3) if kind == "binary" else gym.spaces.MultiDiscrete([2, 2, 2])
+
+    def seen(self):
+        self.stuck = int(self.np_random.integers(3))
+        mask = np.ones((3, 2), np.int8)
+        mask[self.stuck, 1] = 0  # "may be 0", "may be 1" for each
+        return (self.stuck, {"t": np.array([self.count / 8], np.float32)}), {"action_mask": mask.ravel()}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def step(self, action):
+        assert self.action_space.contains(np.asarray(action, self.action_space.dtype))
+        points = float(np.sum(action)) * (action[self.stuck] == 0)
+        self.count += 1
+        obs, info = self.seen()
+        return obs, points, self.count == 8, False, info
+
+
+gym.register("Test/Switches-v0", Switches, disable_env_checker=True)
+
+
+class Treadmill(gym.Env):
+    """Reward 1 for ever, cut into pieces of four steps: truncation, so that every state is worth 1 / (1 - gamma)."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.array([0.0, 1.0], np.float32), {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action):
+        self.count += 1
+        obs, info = np.array([self.count / 4, 1.0], np.float32), {"action_mask": np.ones(2, np.int8)}
+        return (
+            obs,
+            1.0,
+            self.cut == "termination" and self.count == 4,
+            self.cut == "truncation" and self.count == 4,
+            info,
+        )
+
+    def __init__(self, cut):
+        self.cut = cut
+
+
+gym.register("Test/Treadmill-v0", Treadmill)
+
+
+class Wheel(gym.Env):
+    """Eight states in a circle, 10 for passing the last; a piece starts anywhere and is truncated after four steps."""
+
+    observation_space, action_space = gym.spaces.Discrete(8), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.count = int(self.np_random.integers(8)), 0
+        return self.state, {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action):
+        reward = 10.0 * (self.state == 7)
+        self.state, self.count = (self.state + 1) % 8, self.count + 1
+        return self.state, reward, False, self.count == 4, {"action_mask": np.ones(2, np.int8)}
+
+
+gym.register("Test/Wheel-v0", Wheel)
