@@ -1,10 +1,11 @@
 """The README's scores: train on every environment with the README's flags, over seeds, and record score and minutes.
 
-    python benchmark/scores.py --out docs/results/ppo_action_mask.json
+    python benchmark/scores.py --scripts dqn_action_mask
 
 Resumable: runs that the file already holds are not repeated. They run one after another: the minutes mean something.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,14 +18,24 @@ import tyro
 
 ROOT = Path(__file__).parent.parent
 RUNS = {
-    "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 500000",
-    "Maze": "--env-id Masked/Maze-v0 --total-timesteps 3000000 --compile",
-    "BinPlacement": "--env-id Masked/BinPlacement-v0 --total-timesteps 3000000 --compile",
-    "Taxi": "--env-id Taxi-v4 --num-envs 16 --total-timesteps 1000000 --compile",
-    "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --total-timesteps 1000000 --compile",
+    "ppo_action_mask": {
+        "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 500000",
+        "Maze": "--env-id Masked/Maze-v0 --total-timesteps 3000000 --compile",
+        "BinPlacement": "--env-id Masked/BinPlacement-v0 --total-timesteps 3000000 --compile",
+        "Taxi": "--env-id Taxi-v4 --num-envs 16 --total-timesteps 1000000 --compile",
+        "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --total-timesteps 1000000 --compile",
+    },
+    "dqn_action_mask": {
+        "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 300000",
+        "Maze": "--env-id Masked/Maze-v0 --total-timesteps 3000000 --compile",
+        "Taxi": "--env-id Taxi-v4 --num-envs 16 --train-frequency 16 --total-timesteps 500000 --compile",
+        "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --train-frequency 16 --total-timesteps 500000 "
+        "--compile",
+    },
 }
 CODE = (
-    "import json, sys, ppo_action_mask as p; print('SCORES', json.dumps(p.main(p.tyro.cli(p.Args, args=sys.argv[1:]))))"
+    "import importlib, json, sys; script = importlib.import_module(sys.argv[1]);"
+    "print('SCORES', json.dumps(script.main(script.tyro.cli(script.Args, args=sys.argv[2:]))))"
 )
 
 
@@ -32,37 +43,40 @@ CODE = (
 class Args:
     """Which runs to record, and where."""
 
-    out: Path = ROOT / "docs/results/ppo_action_mask.json"
-    """file of the results (JSON)"""
+    scripts: tuple[str, ...] = tuple(RUNS)
+    """scripts to run"""
+    out: Path = ROOT / "docs/results"
+    """folder of the results, one JSON file for each script"""
     seeds: tuple[int, ...] = (1, 2, 3)
     """seeds of each run"""
-    only: tuple[str, ...] = tuple(RUNS)
-    """names of the runs"""
+    only: tuple[str, ...] = ()
+    """names of the runs; default all"""
     eval_episodes: int = 500
     """episodes of each evaluation"""
 
 
 def main(args: Args) -> None:
     """Run what is missing, writing after each run."""
-    results = json.loads(args.out.read_text()) if args.out.exists() else {}
-    for name in args.only:
-        for seed in args.seeds:
-            flags = f"{RUNS[name]} --seed {seed} --eval-episodes {args.eval_episodes}"
+    for script in args.scripts:
+        path = args.out / f"{script}.json"
+        results = json.loads(path.read_text()) if path.exists() else {}
+        for name, seed in itertools.product(args.only or RUNS[script], args.seeds):
+            flags = f"{RUNS[script][name]} --seed {seed} --eval-episodes {args.eval_episodes}"
             if any(run["flags"] == flags for run in results.get(name, [])):
                 continue
             start = time.time()
-            command = [sys.executable, "-c", CODE, *flags.split()]
             environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", CODE, script, *flags.split()]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
-                raise RuntimeError(f"{flags}\n{done.stderr}")
+                raise RuntimeError(f"{script} {flags}\n{done.stderr}")
             scores = json.loads(done.stdout.split("SCORES")[1])
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
             run = {"flags": flags, "minutes": round((time.time() - start) / 60, 2), "commit": commit.stdout.strip()}
             results.setdefault(name, []).append(run | {"scores": scores})
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(results, indent=1) + "\n")
-            print(name, run["minutes"], "min", {key: round(value, 3) for key, value in scores.items()}, flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            print(script, name, run["minutes"], "min", {k: round(v, 3) for k, v in scores.items()}, flush=True)
 
 
 if __name__ == "__main__":

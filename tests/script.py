@@ -32,12 +32,12 @@ def run(folder: Path, script: str, *flags: str, ranks: int = 1) -> subprocess.Co
     return subprocess.CompletedProcess(flags, process.returncode, out, err)
 
 
-def run_folder(folder: Path) -> Path:
+def run_folder(folder: Path = Path()) -> Path:
     (only,) = (folder / "runs").iterdir()
     return only
 
 
-def checkpoint(folder: Path) -> dict:
+def checkpoint(folder: Path = Path()) -> dict:
     return torch.load(run_folder(folder) / "checkpoint.pt", weights_only=True)
 
 

@@ -190,16 +190,28 @@ def test_stored_transitions_lead_to_the_final_state_not_to_the_next_episodes_fir
     assert len(states) == 640 and (next_states == (states + 1) % 8).all()
 
 
-@pytest.mark.parametrize("cut, worth", [("truncation", 5.0), ("termination", 1 + 0.8 + 0.64 + 0.512)])
-def test_truncation_bootstraps_and_termination_does_not(tmp_path, monkeypatch, cut, worth):
-    """With gamma 0.8 the first state is worth 5 if the episode would go on, 2.952 if it is over after four steps."""
+def train_small(env_id, obs_dim, **flags):
+    sizes = dict(num_envs=8, batch_size=64, replay_ratio=4, train_frequency=4, learning_starts=256, buffer_size=4096)
+    flags |= sizes | dict(gamma=0.8, target_network_frequency=200, hidden_dim=32, eval_episodes=0)
+    dqn.main(dqn.Args(env_id=env_id, total_timesteps=20_000, **flags))
+    network = dqn.QNetwork(obs_dim, 2, 32)
+    network.load_state_dict(checkpoint()["model"])
+    return network
+
+
+def test_truncation_bootstraps_from_the_final_observation(tmp_path, monkeypatch):
+    """V(state) = 10 gamma^(7 - state) / (1 - gamma^8), as if nothing were cut; the next first state is a random one."""
     monkeypatch.chdir(tmp_path)
-    envs = dict(env_id="Test/Treadmill-v0", env_kwargs=("cut", cut), num_envs=8, eval_episodes=0)
-    sizes = dict(batch_size=64, replay_ratio=4, train_frequency=4, learning_starts=256, buffer_size=4096)
-    dqn.main(dqn.Args(total_timesteps=20_000, gamma=0.8, target_network_frequency=200, hidden_dim=32, **envs, **sizes))
-    network = dqn.QNetwork(2, 2, 32)
-    network.load_state_dict(checkpoint(tmp_path)["model"])
-    assert network(torch.tensor([[0.0, 1.0]])).max().item() == pytest.approx(worth, abs=0.25)
+    values = train_small("Test/Wheel-v0", 8)(torch.eye(8)).detach()
+    expected = 10 * 0.8 ** (7 - torch.arange(8.0)) / (1 - 0.8**8)
+    torch.testing.assert_close(values, expected[:, None].expand(8, 2), atol=0.5, rtol=0)
+
+
+def test_termination_does_not_bootstrap(tmp_path, monkeypatch):
+    """Four steps of reward 1 are worth 1 + 0.8 + 0.64 + 0.512."""
+    monkeypatch.chdir(tmp_path)
+    values = train_small("Test/Treadmill-v0", 2, env_kwargs=("cut", "termination"))(torch.tensor([[0.0, 1.0]]))
+    assert values.max().item() == pytest.approx(2.952, abs=0.25)
 
 
 @pytest.mark.parametrize("flags, words", [
