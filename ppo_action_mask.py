@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
 from envs.runs import StopOnSignal, check_shared_flags, open_run, write_scores, write_video
-from envs.vector import illegal_actions, make_vec, parse_env_kwargs
+from envs.vector import UniformVectorEnv, illegal_actions, make_vec, parse_env_kwargs
 
 SCRIPT = "ppo_action_mask"
 METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "loss")
@@ -334,6 +334,13 @@ def ppo_loss(agent: Any, mb: tuple[Tensor | None, ...], args: Args) -> tuple[Ten
     return loss, metrics
 
 
+def make_envs(args: Args, num_envs: int, require_mask: bool, render_mode: str | None = None) -> UniformVectorEnv:
+    """The environments that the flags ask for."""
+    return make_vec(
+        args.env_id, num_envs, parse_env_kwargs(args.env_kwargs), args.async_envs, require_mask, render_mode=render_mode
+    )
+
+
 def evaluate(
     agent: nn.Module, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000
 ) -> dict[str, float]:
@@ -344,7 +351,7 @@ def evaluate(
     as a share of the optimum.
     """
     num_envs = min(args.eval_episodes, args.num_envs)
-    envs = make_vec(args.env_id, num_envs, parse_env_kwargs(args.env_kwargs), args.async_envs, use_mask)
+    envs = make_envs(args, num_envs, use_mask)
     left = np.full(num_envs, args.eval_episodes // num_envs)
     left[: args.eval_episodes % num_envs] += 1
     obs, infos = envs.reset(seed=seed)
@@ -554,10 +561,10 @@ def main(args: Args) -> dict[str, float]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
 
     num_envs, minibatch_size = args.num_envs // world_size, args.minibatch_size // world_size  # of this rank
-    kwargs, require_mask = parse_env_kwargs(args.env_kwargs), args.mask_mode != "none"
+    require_mask = args.mask_mode != "none"
     if args.capture_video:
-        make_vec(args.env_id, 1, kwargs, require_mask=require_mask, render_mode="rgb_array").close()
-    envs = make_vec(args.env_id, num_envs, kwargs, args.async_envs, require_mask)
+        make_envs(args, 1, require_mask, "rgb_array").close()
+    envs = make_envs(args, num_envs, require_mask)
     obs_dim, nvec = envs.single_observation_space.shape[0], tuple(envs.nvec.tolist())
     agent = Agent(obs_dim, nvec, args.hidden_dim).to(device)
     flat = flat_parameters(agent)
@@ -763,7 +770,8 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
         def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
             return greedy_actions(agent, obs, mask if masks_acting(args) else None, device)
 
-        write_video(writer, args, act, run_dir / "agent.gif", step)
+        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
+        write_video(writer, envs, act, run_dir / "agent.gif", step)
     return scores
 
 

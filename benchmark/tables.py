@@ -24,44 +24,61 @@ def spread(values: list[float], share: bool) -> str:
     return f"{middle} [{ordered[0][1]}, {ordered[-1][1]}]"
 
 
-def results() -> str:
-    """Scores of ppo_action_mask.py with the mask, and of the same agents with the mask removed at evaluation."""
-    runs = json.loads((ROOT / "docs/results/ppo_action_mask.json").read_text())
+def results(script: str) -> str:
+    """Scores of a script with the mask, and of the same agents with the mask removed at evaluation."""
+    runs = json.loads((ROOT / f"docs/results/{script}.json").read_text())
     lines = ["| flags | score | with the mask | the mask removed | minutes |", "|-|-|-|-|-|"]
     for name, (what, key, share) in SCORES.items():
+        if name not in runs:
+            continue
         flags = re.sub(r" --seed.*", "", runs[name][0]["flags"])
         masked, removed = ([run["scores"][k] for run in runs[name]] for k in (key, f"{key}_no_mask"))
         minutes = median(run["minutes"] for run in runs[name])
         lines.append(f"| `{flags}` | {what} | {spread(masked, share)} | {spread(removed, share)} | {minutes} |")
     paths = [run["scores"] for run in runs["Maze"]]
-    ratios = [path["episodic_length"] / path["optimal_length"] for path in paths]
+    ratio = max(path["episodic_length"] / path["optimal_length"] for path in paths)
+    lines.append(f"\nIn the maze, paths are {ratio:.3f} times as long as the shortest ones (the worst of the seeds).")
+    return "\n".join(lines)
+
+
+def speed(suite: str) -> str:
+    """Steps per second as ratios to the suite's first peer."""
+    recorded = json.loads((ROOT / f"docs/results/throughput_{suite}.json").read_text())
+    rates, ratios = recorded["steps_per_second"], recorded["ratios"]
+    peer = next(iter(rates))
+    lines = [
+        f"| arm | steps per second, x {peer} | seconds to a training return of 36 |",
+        "|-|-|-|",
+        f"| {peer} | 1 (it ran at {int(median(rates[peer])):,} steps/s here) | {reached(recorded, peer)} |",
+    ]
+    for arm, ratio in ratios.items():
+        middle, low, high = (floor(ratio[key] * 10) / 10 for key in ("median_ratio", "min", "max"))
+        lines.append(f"| {arm} | {middle} [{low}, {high}] | {reached(recorded, arm)} |")
+    versions = recorded["versions"]
     lines.append(
-        f"\nIn the maze, paths are {max(ratios):.3f} times as long as the shortest ones (the worst of the seeds)."
+        f"\n{recorded['pairs']} rounds in alternation on {recorded['cores']} cores, median [smallest, largest]; torch "
+        f"{versions['torch']}, sb3-contrib {versions['sb3-contrib']}. `python benchmark/throughput.py --suite {suite}` "
+        f"repeats it."
     )
     return "\n".join(lines)
 
 
-def speed() -> str:
-    """Ratios to MaskablePPO."""
-    recorded = json.loads((ROOT / "docs/results/throughput.json").read_text())
-    base = median(recorded["steps_per_second"]["MaskablePPO"])
-    lines = [
-        f"Steps per second as a ratio to sb3-contrib's MaskablePPO over eight Python environments, in alternation "
-        f"({recorded['pairs']} rounds, {recorded['cores']} cores; MaskablePPO ran "
-        f"at {int(base):,} steps/s here). Rules, network, minibatch size and epochs are the same; "
-        f"`python benchmark/throughput.py` repeats it.\n",
-        "| arm | median ratio [smallest, largest] |",
-        "|-|-|",
-    ]
-    for arm, ratio in recorded["ratios"].items():
-        median_ratio, low, high = (floor(ratio[key] * 10) / 10 for key in ("median_ratio", "min", "max"))
-        lines.append(f"| {arm} | {median_ratio} [{low}, {high}] |")
-    return "\n".join(lines)
+def reached(recorded: dict, arm: str) -> str:
+    """The median of the seconds to the score; runs that did not reach it count as endless."""
+    seconds = sorted(float("inf") if s is None else s for s in recorded["seconds_to_score"][arm])
+    middle = seconds[len(seconds) // 2]
+    return "not reached" if middle == float("inf") else f"{middle:.1f}"
 
 
 def fill(readme: str) -> str:
     """The README with fresh tables between its markers."""
-    for name, table in (("results", results()), ("speed", speed())):
+    tables = {
+        "results ppo": results("ppo_action_mask"),
+        "results dqn": results("dqn_action_mask"),
+        "speed ppo": speed("ppo"),
+        "speed dqn": speed("dqn"),
+    }
+    for name, table in tables.items():
         readme = re.sub(
             f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, t=table: m[1] + t + m[2], readme, flags=re.S
         )

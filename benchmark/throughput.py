@@ -1,14 +1,19 @@
-"""Steps per second of ppo_action_mask.py as a ratio to sb3-contrib's MaskablePPO, measured in alternation.
+"""Steps per second of our scripts as ratios to well-known implementations, measured in alternation.
 
     pip install -r requirements.txt -r benchmark/requirements.txt
-    python benchmark/throughput.py --pairs 5 --out docs/results/throughput.json
+    python benchmark/throughput.py --suite ppo --steps 40000 --out docs/results/throughput.json
+    python benchmark/throughput.py --suite dqn --steps 100000 --pairs 3 --out docs/results/throughput_dqn.json
 
-Every arm trains on the same JobRouting (16 machines) with the same network (2x64 tanh), minibatches of 256, 4 epochs
+Every arm of a suite trains on the same JobRouting (16 machines) with the same network, batch size, updates per sample
 and learning rate, in a process of its own on one thread; arms alternate, so that a slow phase of the machine hits all.
-A figure is the median over rounds of (arm / MaskablePPO of the same round), with the smallest and largest ratio. The
-first quarter of each run is left out: imports, and compiling where it is on.
+A figure is the median over rounds of (arm / first peer of the same round), with the smallest and largest ratio. The
+first quarter of each run is left out of the speed: imports, and compiling where it is on. The seconds to a score count
+from the first step, compiling included: until the last 64 episodes of training return 36, which is 86 % of the optimum.
 """
 
+import collections
+import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -16,8 +21,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
@@ -27,8 +34,9 @@ import tyro
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import ppo_action_mask as ppo  # noqa: E402
 from envs.job_routing import DELAY_WEIGHT, KINDS, PRICE_WEIGHT, JobRouting  # noqa: E402
+
+TARGET_RETURN = 36
 
 
 class PythonJobRouting(gym.Env):
@@ -72,15 +80,32 @@ class PythonJobRouting(gym.Env):
 
 gym.register("Bench/JobRouting-v0", PythonJobRouting, disable_env_checker=True)
 
-OURS = {  # arm: (environment id, environments, steps, ranks, flags)
-    "ours, 8 Python envs": ("Bench/JobRouting-v0", 8, 128, 1, {}),
-    "ours, 8 Python envs, compiled": ("Bench/JobRouting-v0", 8, 128, 1, {"compile": True}),
-    "ours, 8 batched envs": ("Masked/JobRouting-v0", 8, 128, 1, {}),
-    "ours, 8 batched envs, compiled": ("Masked/JobRouting-v0", 8, 128, 1, {"compile": True}),
-    "ours, 64 batched envs": ("Masked/JobRouting-v0", 64, 16, 1, {}),
-    "ours, 64 batched envs, compiled": ("Masked/JobRouting-v0", 64, 16, 1, {"compile": True}),
-    "ours, 256 batched envs, compiled": ("Masked/JobRouting-v0", 256, 16, 1, {"compile": True}),
-    "ours, 64 batched envs, compiled, 2 ranks": ("Masked/JobRouting-v0", 64, 16, 2, {"compile": True}),
+PPO, DQN = "ppo_action_mask", "dqn_action_mask"
+PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
+SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, ranks, compiled
+    "ppo": (
+        ["MaskablePPO"],
+        {
+            "ours, 8 Python envs": (PPO, PYTHON, 8, 128, 1, False),
+            "ours, 8 Python envs, compiled": (PPO, PYTHON, 8, 128, 1, True),
+            "ours, 8 batched envs": (PPO, BATCHED, 8, 128, 1, False),
+            "ours, 8 batched envs, compiled": (PPO, BATCHED, 8, 128, 1, True),
+            "ours, 64 batched envs": (PPO, BATCHED, 64, 16, 1, False),
+            "ours, 64 batched envs, compiled": (PPO, BATCHED, 64, 16, 1, True),
+            "ours, 256 batched envs, compiled": (PPO, BATCHED, 256, 16, 1, True),
+            "ours, 64 batched envs, compiled, 2 ranks": (PPO, BATCHED, 64, 16, 2, True),
+        },
+    ),
+    "dqn": (
+        ["Stable-Baselines3 DQN (no mask)", "Tianshou DQN (masked)"],
+        {
+            "ours, 1 Python env": (DQN, PYTHON, 1, 64, 1, False),
+            "ours, 8 Python envs": (DQN, PYTHON, 8, 8, 1, False),
+            "ours, 64 batched envs": (DQN, BATCHED, 64, 4, 1, False),
+            "ours, 64 batched envs, compiled": (DQN, BATCHED, 64, 4, 1, True),
+            "ours, 256 batched envs, compiled": (DQN, BATCHED, 256, 1, 1, True),
+        },
+    ),
 }
 
 
@@ -88,37 +113,63 @@ OURS = {  # arm: (environment id, environments, steps, ranks, flags)
 class Args:
     """Alternate all arms and write the ratios."""
 
+    suite: Literal["ppo", "dqn"] = "ppo"
+    """which script and peers"""
     pairs: int = 5
     """rounds, each of which runs every arm once"""
     steps: int = 100_000
-    """environment steps of MaskablePPO in a round; the faster arms take four times as many"""
+    """environment steps of an arm in a round; our PPO's arms, which are faster, take four times as many"""
     out: Path | None = None
     """file for the results (JSON)"""
     arm: str | None = None
-    """run this one arm and print its steps per second (used by the alternation itself)"""
+    """run this one arm and print its figures (used by the alternation itself)"""
 
 
 class Clock:
-    """Steps per second between the first quarter of the steps and the last one."""
+    """Steps per second between the first quarter of the steps and the last one, and seconds to the target return."""
 
     def __init__(self, total_steps: int):
         self.total_steps, self.steps, self.marks = total_steps, 0, []
+        self.start, self.returns, self.seconds_to_score = None, collections.deque(maxlen=64), None
 
     def tick(self, steps: int) -> None:
+        self.start = self.start or time.perf_counter()
         self.steps += steps
         if self.steps >= self.total_steps // 4:
             self.marks.append((time.perf_counter(), self.steps))
 
-    def rate(self) -> float:
+    def episodes(self, returns: Iterable[float]) -> None:
+        self.returns.extend(returns)
+        if self.seconds_to_score is None and len(self.returns) == 64 and np.mean(self.returns) >= TARGET_RETURN:
+            self.seconds_to_score = time.perf_counter() - self.start
+
+    def figures(self) -> dict[str, float | None]:
         (start, first), (end, last) = self.marks[0], self.marks[-1]
-        return (last - first) / (end - start)
+        return {"steps_per_second": (last - first) / (end - start), "seconds_to_score": self.seconds_to_score}
 
 
-def run_ours(arm: str, steps: int) -> float:
+class Timed(gym.Wrapper):
+    """A Python environment of a peer: every step ticks the clock, every episode is reported."""
+
+    def __init__(self, clock: Clock):
+        super().__init__(PythonJobRouting())
+        self.clock, self.total = clock, 0.0
+
+    def step(self, action):
+        self.clock.tick(1)
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.total += reward
+        if terminated:
+            self.clock.episodes([self.total])
+            self.total = 0.0
+        return obs, reward, terminated, truncated, info
+
+
+def run_ours(suite: str, arm: str, steps: int) -> Clock:
     """Train with the script's own main; every environment step ticks the clock."""
-    env_id, num_envs, num_steps, ranks, flags = OURS[arm]
-    clock = Clock(steps)
-    make_vec = ppo.make_vec
+    script, env_id, num_envs, num_steps, _, compiled = SUITES[suite][1][arm]
+    module = importlib.import_module(script)
+    clock, make_vec = Clock(steps), module.make_vec
 
     def clocked(*args, **kwargs):
         made = make_vec(*args, **kwargs)
@@ -126,36 +177,33 @@ def run_ours(arm: str, steps: int) -> float:
 
         def tick(actions):
             clock.tick(num_envs)  # over all ranks
-            return step(actions)
+            result = step(actions)
+            if "episode" in result[4]:
+                clock.episodes(result[4]["episode"]["r"][result[4]["_episode"]])
+            return result
 
         made.step = tick
         return made
 
-    ppo.make_vec = clocked
-    args = dict(num_envs=num_envs, num_steps=num_steps, env_id=env_id, learning_rate=3e-4, anneal_lr=False)
-    ppo.main(ppo.Args(total_timesteps=steps, eval_episodes=0, save_model=False, **args, **flags))
-    return clock.rate()
+    module.make_vec = clocked
+    if script == PPO:
+        flags = dict(num_steps=num_steps, learning_rate=3e-4)
+    else:
+        flags = dict(train_frequency=num_steps, learning_rate=1e-3, learning_starts=1000)
+    flags |= dict(env_id=env_id, num_envs=num_envs, anneal_lr=False, compile=compiled)
+    module.main(module.Args(total_timesteps=steps, eval_episodes=0, save_model=False, **flags))
+    return clock
 
 
-def run_maskable_ppo(steps: int) -> float:
+def run_maskable_ppo(steps: int) -> Clock:
     """sb3-contrib's MaskablePPO over eight Python environments of the same rules."""
     from sb3_contrib import MaskablePPO
-    from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+    from stable_baselines3.common.vec_env import DummyVecEnv
 
     clock = Clock(steps)
-
-    class Clocked(VecEnvWrapper):
-        def reset(self):
-            return self.venv.reset()
-
-        def step_wait(self):
-            clock.tick(8)
-            return self.venv.step_wait()
-
-    torch.set_num_threads(1)
     model = MaskablePPO(
         "MlpPolicy",
-        Clocked(DummyVecEnv([PythonJobRouting] * 8)),
+        DummyVecEnv([lambda: Timed(clock)] * 8),
         n_steps=128,
         batch_size=256,
         n_epochs=4,
@@ -166,44 +214,134 @@ def run_maskable_ppo(steps: int) -> float:
         policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[64, 64]), activation_fn=torch.nn.Tanh),
     )
     model.learn(steps)
-    return clock.rate()
+    return clock
 
 
-def measure(arm: str, steps: int) -> float:
+def run_sb3_dqn(steps: int) -> Clock:
+    """Stable-Baselines3's DQN, which knows no masks, over one environment: one update of 256 every 64 steps."""
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    clock = Clock(steps)
+    model = DQN(
+        "MlpPolicy",
+        DummyVecEnv([lambda: Timed(clock)]),
+        learning_rate=1e-3,
+        buffer_size=100_000,
+        learning_starts=1000,
+        batch_size=256,
+        train_freq=64,
+        gradient_steps=1,
+        target_update_interval=2000,
+        exploration_fraction=0.3,
+        seed=1,
+        device="cpu",
+        policy_kwargs=dict(net_arch=[128, 128]),
+    )
+    model.learn(steps)
+    return clock
+
+
+def run_tianshou_dqn(steps: int) -> Clock:
+    """Tianshou's DQN with its own mask convention over eight Python environments: one update of 256 every 64 steps."""
+    from tianshou.algorithm import DQN
+    from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.trainer import OffPolicyTrainerParams
+    from tianshou.utils.net.common import Net
+
+    clock = Clock(steps)
+
+    class Masked(Timed):
+        def reset(self, **kwargs):
+            obs, info = self.env.reset(**kwargs)
+            return {"obs": obs, "mask": info["action_mask"].astype(bool)}, {}
+
+        def step(self, action):
+            obs, reward, terminated, truncated, info = super().step(action)
+            return {"obs": obs, "mask": info["action_mask"].astype(bool)}, reward, terminated, truncated, {}
+
+    envs = DummyVectorEnv([lambda: Masked(clock)] * 8)
+    space = PythonJobRouting().action_space
+    policy = DiscreteQLearningPolicy(
+        model=Net(state_shape=(len(KINDS) + 3,), action_shape=(space.n,), hidden_sizes=[128, 128]), action_space=space
+    )
+    algorithm = DQN(policy=policy, optim=AdamOptimizerFactory(lr=1e-3), target_update_freq=2000 // 64)
+    collector = Collector(algorithm, envs, VectorReplayBuffer(100_000, 8), exploration_noise=True)
+    policy.set_eps_training(1.0)
+    collector.reset()
+    collector.collect(n_step=1000)
+
+    def explore(epoch: int, step: int) -> None:
+        policy.set_eps_training(max(0.05, 1 - 0.95 * step / (0.3 * steps)))
+
+    algorithm.run_training(
+        OffPolicyTrainerParams(
+            training_collector=collector,
+            test_collector=None,
+            max_epochs=1,
+            epoch_num_steps=steps - 1000,
+            collection_step_num_env_steps=64,
+            update_step_num_gradient_steps_per_sample=1 / 64,
+            batch_size=256,
+            training_fn=explore,
+            show_progress=False,
+        )
+    )
+    return clock
+
+
+PEERS = {
+    "MaskablePPO": run_maskable_ppo,
+    "Stable-Baselines3 DQN (no mask)": run_sb3_dqn,
+    "Tianshou DQN (masked)": run_tianshou_dqn,
+}
+
+
+def measure(suite: str, arm: str, steps: int) -> dict[str, float | None]:
     """Run one arm in a process (or two ranks) of its own."""
-    ranks = OURS[arm][3] if arm in OURS else 1
+    ranks = 1 if arm in PEERS else SUITES[suite][1][arm][4]
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, __file__, "--arm", arm, "--steps", str(steps)], capture_output=True, text=True, env=environment
-    )
+    command = [*launcher, __file__, "--suite", suite, "--arm", arm, "--steps", str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(f"{arm}:\n{done.stderr}")
-    return float(done.stdout.split("steps_per_second")[1].split()[0])
+    return json.loads(done.stdout.split("FIGURES")[1])
 
 
 def main(args: Args) -> None:
     """Alternate, print and write."""
     if args.arm:
-        rate = run_maskable_ppo(args.steps) if args.arm == "MaskablePPO" else run_ours(args.arm, args.steps)
+        torch.set_num_threads(1)
+        clock = PEERS[args.arm](args.steps) if args.arm in PEERS else run_ours(args.suite, args.arm, args.steps)
         if os.environ.get("RANK", "0") == "0":
-            print("steps_per_second", rate)
+            print("FIGURES", json.dumps(clock.figures()))
         return
+    peers, ours = SUITES[args.suite]
     rates: dict[str, list[float]] = {}
+    seconds: dict[str, list[float | None]] = {}
     for pair in range(args.pairs):
-        for arm in ("MaskablePPO", *OURS):
-            rates.setdefault(arm, []).append(measure(arm, args.steps if arm == "MaskablePPO" else 4 * args.steps))
-            print(f"round {pair + 1}: {arm}: {rates[arm][-1]:,.0f} steps/s", flush=True)
+        for arm in (*peers, *ours):
+            more = 4 if args.suite == "ppo" and arm in ours else 1
+            figures = measure(args.suite, arm, more * args.steps)
+            rates.setdefault(arm, []).append(figures["steps_per_second"])
+            seconds.setdefault(arm, []).append(figures["seconds_to_score"])
+            print(
+                f"round {pair + 1}: {arm}: {rates[arm][-1]:,.0f} steps/s, score after {seconds[arm][-1]} s", flush=True
+            )
     table = {}
-    for arm in OURS:
-        ratios = [a / b for a, b in zip(rates[arm], rates["MaskablePPO"], strict=True)]
+    for arm in (*peers[1:], *ours):
+        ratios = [a / b for a, b in zip(rates[arm], rates[peers[0]], strict=True)]
         table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-        print(f"{arm}: {table[arm]['median_ratio']:.2f} x MaskablePPO ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"{arm}: {table[arm]['median_ratio']:.2f} x {peers[0]} ({min(ratios):.2f} to {max(ratios):.2f})")
     if args.out:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "gymnasium": gym.__version__}
+        names = ("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "tianshou")
+        versions = {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
         setup = {
             "commit": commit,
             "versions": versions,
@@ -211,7 +349,8 @@ def main(args: Args) -> None:
             "pairs": args.pairs,
             "steps": args.steps,
         }
-        args.out.write_text(json.dumps(setup | {"ratios": table, "steps_per_second": rates}, indent=2) + "\n")
+        results = {"ratios": table, "steps_per_second": rates, "seconds_to_score": seconds}
+        args.out.write_text(json.dumps(setup | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

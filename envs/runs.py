@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from envs.vector import make_vec, parse_env_kwargs
+from envs.vector import UniformVectorEnv
 
 
 def check_shared_flags(args: Any, counts: tuple[str, ...]) -> None:
@@ -84,28 +84,26 @@ def write_scores(writer: SummaryWriter, args: Any, scores: dict[str, float], ste
 
 def write_video(
     writer: SummaryWriter,
-    args: Any,
+    envs: UniformVectorEnv,
     act: Callable[[Any, np.ndarray], np.ndarray],
     path: Path,
     step: int,
-    **options: Any,
 ) -> None:
-    """Play one environment from a new episode on, at most 200 steps, and write an animated GIF and a TensorBoard image.
+    """Play from a new episode on, at most 200 steps, and write an animated GIF and a TensorBoard image.
 
     Args:
         writer: of the run.
-        args: the flags of a script.
+        envs: one environment that renders "rgb_array"; it is closed.
         act: maps observations and masks (1, ...) to actions.
         path: the GIF's.
         step: environment steps of the training.
-        options: more arguments of `make_vec`.
     """
-    kwargs = parse_env_kwargs(args.env_kwargs)
-    envs = make_vec(args.env_id, 1, kwargs, require_mask=args.mask_mode != "none", render_mode="rgb_array", **options)
     obs, infos = envs.reset(seed=20_000)
+    actions = act(obs, infos["action_mask"])  # before the picture, in which the agent may show what it looks at
     frames = [envs.render()[0]]
     while len(frames) < 200:
-        obs, _, _, _, infos = envs.step(act(obs, infos["action_mask"]))
+        obs, _, _, _, infos = envs.step(actions)
+        actions = act(obs, infos["action_mask"])
         frames.append(envs.render()[0])
     envs.close()
     writer.add_image("agent", frames[len(frames) // 2], step, dataformats="HWC")

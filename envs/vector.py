@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -11,8 +11,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import batch_space
 
 HOW_TO_GIVE_A_MASK = (
-    'Give info["action_mask"] in reset() and step(), or a method action_masks(), or an observation dict with the key '
-    '"action_mask"; or train without masks: --mask-mode none.'
+    'Give info["action_mask"] in reset() and step(), or a method action_masks() or get_available_actions(), or an '
+    'observation dict with the key "action_mask"; or train without masks: --mask-mode none.'
 )
 NO_FLAT_FORM = (
     "The observation space {} has no fixed flat form; expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
@@ -123,9 +123,10 @@ def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarra
 class MaskToInfo(gym.Wrapper):
     """Turn the three mask conventions of foreign environments into one: `info["action_mask"]`, int8, checked.
 
-    In this order: an `action_mask` in the info (Gymnasium), a method `action_masks()` (sb3-contrib), a key
-    "action_mask" of a Dict observation (PettingZoo, RLlib, OpenSpiel), which then leaves the observation.
-    An environment without a mask passes as it is.
+    In this order: an `action_mask` in the info (Gymnasium), a method `action_masks()` (sb3-contrib), a method
+    `get_available_actions()` that lists the indices of the legal actions (highway-env), a key "action_mask" of a Dict
+    observation (PettingZoo, RLlib, OpenSpiel), which then leaves the observation. An environment without a mask passes
+    as it is.
 
     Args:
         env: the environment.
@@ -141,6 +142,8 @@ class MaskToInfo(gym.Wrapper):
         if self.in_observation:
             self.observation_space = spaces.Dict({k: v for k, v in space.spaces.items() if k != "action_mask"})
         self.action_masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+        if env.has_wrapper_attr("get_available_actions"):
+            self.action_masks = self.action_masks or self._available
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset, with the mask in the info."""
@@ -152,6 +155,11 @@ class MaskToInfo(gym.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         obs, info = self._convert(obs, info, ended=terminated)
         return obs, reward, terminated, truncated, info
+
+    def _available(self) -> np.ndarray:
+        mask = np.zeros(self.mask_shape, np.int8)
+        mask[list(self.env.get_wrapper_attr("get_available_actions")())] = 1
+        return mask
 
     def _convert(self, obs: Any, info: dict[str, Any], ended: bool) -> tuple[Any, dict[str, Any]]:
         mask = info.get("action_mask")
@@ -178,19 +186,28 @@ class UniformVectorEnv(VectorWrapper):
       `infos["final_info"]["action_mask"]` (N, sum(nvec)) its mask.
     * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`.
     * Actions are indices from 0: (N,) for Discrete, else (N, K); an action space's `start` is added here.
-    * With `flatten`, observations are (N, D) float32.
+    * Observations in one of three layouts: "flat" (N, D) float32; "entities" (N, E, 1 + D) float32, whose first column
+      is 1 where an entity is present, from a Dict of `entities` (E, D) and `entity_mask` (E,), or from a matrix (E, D)
+      with a presence column; "raw", as the environment gives them.
 
     Args:
         env: the vector environment.
         require_mask: raise if it gives no mask; otherwise every action counts as legal.
-        flatten: flatten observations.
+        layout: of the observations.
+        presence_column: the column of a matrix observation that is positive where the entity is present.
 
     Raises:
         ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or
             inf in an observation or reward, with the environment's index.
     """
 
-    def __init__(self, env: VectorEnv, require_mask: bool = True, flatten: bool = True):
+    def __init__(
+        self,
+        env: VectorEnv,
+        require_mask: bool = True,
+        layout: Literal["flat", "entities", "raw"] = "flat",
+        presence_column: int | None = None,
+    ):
         super().__init__(env)
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
@@ -199,11 +216,15 @@ class UniformVectorEnv(VectorWrapper):
                 f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give "
                 f"the id an entry_point so that Gymnasium's vector environments can be used."
             )
-        self.require_mask, self.flatten, self.raw_space = require_mask, flatten, env.single_observation_space
+        self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
+        self.presence_column = presence_column
         self.nvec = action_nvec(env.single_action_space)
         self.start = getattr(env.single_action_space, "start", 0)
-        if flatten:
-            self.single_observation_space = spaces.Box(-np.inf, np.inf, (flat_size(self.raw_space),), np.float32)
+        if layout != "raw":
+            shape = (
+                (flat_size(self.raw_space),) if layout == "flat" else entities_shape(self.raw_space, presence_column)
+            )
+            self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
 
@@ -262,16 +283,29 @@ class UniformVectorEnv(VectorWrapper):
         return check_action_mask(infos["action_mask"], self.nvec, ended=terminations | ~given)
 
     def _observation(self, obs: Any) -> Any:
-        if not self.flatten:
+        if self.layout == "raw":
             return obs
-        flat = flatten_observations(self.raw_space, obs, self.num_envs)
-        if not np.isfinite(flat).all():
-            row, column = np.argwhere(~np.isfinite(flat))[0]
+        if self.layout == "entities":
+            flat, seen = self._entities(obs)
+        else:
+            flat = flatten_observations(self.raw_space, obs, self.num_envs)
+            seen = flat
+        if not np.isfinite(seen).all():
+            row, *place = np.argwhere(~np.isfinite(seen))[0].tolist()
             raise ValueError(
-                f"Environment {row}: the observation holds {flat[row, column]} at entry {column} of its flat form; "
-                f"expected finite numbers. Training stops here, before they reach the network."
+                f"Environment {row}: the observation holds {seen[row, *place]} at entry {place} of its {self.layout} "
+                f"form; expected finite numbers. Training stops here, before they reach the network."
             )
         return flat
+
+    def _entities(self, obs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Presence and features (N, E, 1 + D), and the same with absent entities, which may hold anything, as 0."""
+        if isinstance(obs, dict):
+            present, features = obs["entity_mask"] > 0, obs["entities"]
+        else:
+            present, features = obs[..., self.presence_column] > 0, obs
+        entities = np.concatenate([present[..., None], features], axis=-1, dtype=np.float32)
+        return entities, np.where(present[..., None], entities, 0)
 
 
 def make_vec(
@@ -280,8 +314,9 @@ def make_vec(
     env_kwargs: dict[str, Any] | None = None,
     async_envs: bool = False,
     require_mask: bool = True,
-    flatten: bool = True,
+    layout: Literal["flat", "entities", "raw"] = "flat",
     render_mode: str | None = None,
+    presence_column: int | None = None,
 ) -> UniformVectorEnv:
     """Make `num_envs` copies of a registered environment, as the scripts need them (`UniformVectorEnv`).
 
@@ -294,8 +329,9 @@ def make_vec(
         env_kwargs: arguments of the environment.
         async_envs: for slow environments that others wrote.
         require_mask: raise if the environment gives no mask; otherwise every action counts as legal.
-        flatten: observations as (N, D) float32.
+        layout: of the observations, as for `UniformVectorEnv`.
         render_mode: "rgb_array" or "ansi" to render.
+        presence_column: for the layout "entities", as for `UniformVectorEnv`.
 
     Raises:
         ValueError: an unknown id, arguments that the environment does not take, or what `UniformVectorEnv` refuses.
@@ -319,7 +355,7 @@ def make_vec(
             )
     except (TypeError, gym.error.Error) as error:
         raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {error}") from error
-    return UniformVectorEnv(env, require_mask, flatten)
+    return UniformVectorEnv(env, require_mask, layout, presence_column)
 
 
 def flat_size(space: gym.Space) -> int:
@@ -328,6 +364,34 @@ def flat_size(space: gym.Space) -> int:
         return spaces.flatdim(space)
     except (NotImplementedError, ValueError) as error:
         raise ValueError(NO_FLAT_FORM.format(space)) from error
+
+
+def entities_shape(space: gym.Space, presence_column: int | None) -> tuple[int, int]:
+    """The shape (E, 1 + D) of the layout "entities".
+
+    Raises:
+        ValueError: neither a Dict with `entities` and `entity_mask` nor a matrix with a presence column.
+
+    >>> entities_shape(spaces.Box(-1, 1, (5, 7)), presence_column=0)
+    (5, 8)
+    """
+    if isinstance(space, spaces.Dict) and {"entities", "entity_mask"} <= set(space.spaces):
+        (count, size), masks = space["entities"].shape, space["entity_mask"].shape
+        if masks == (count,):
+            return count, 1 + size
+    elif isinstance(space, spaces.Box) and len(space.shape) == 2:
+        if presence_column is None:
+            raise ValueError(
+                f"The observation is a matrix {space.shape}, one row for each entity. Name the column that is 1 where "
+                f"the entity is present: --presence-column 0 for highway-env's Kinematics."
+            )
+        if 0 <= presence_column < space.shape[1]:
+            return space.shape[0], 1 + space.shape[1]
+        raise ValueError(f"--presence-column {presence_column}: the observation has columns 0 to {space.shape[1] - 1}.")
+    raise ValueError(
+        f"The observation space {space} has no entities; expected a Dict with entities (E, D) and entity_mask (E,), or "
+        f"a matrix (E, D) with --presence-column."
+    )
 
 
 def flat_dtype(space: gym.Space) -> np.dtype:

@@ -24,6 +24,7 @@ SMALL = {  # iterations of 32 steps
 SAVED = [  # every script with environments that it resumes bit for bit
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
     *(("dqn_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze")),
+    ("ppo_attention_mask", "Masked/PandaForest-v0"),
 ]
 LOSSES = {  # fmt: skip
     "ppo_action_mask": {
@@ -36,6 +37,8 @@ LOSSES = {  # fmt: skip
         "explained_variance",
     },
     "dqn_action_mask": {"td_loss", "q_values"},
+    "ppo_attention_mask": {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac",
+                           "explained_variance"},
 }
 TAGS = {
     *(f"charts/{tag}" for tag in ("episodic_return", "episodic_length", "learning_rate", "SPS")),
