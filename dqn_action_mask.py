@@ -293,7 +293,7 @@ def evaluate(
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
     is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
-    as a share of the optimum.
+    as a share of the optimum; `success` is the share of episodes that it calls a success.
     """
     num_envs = min(args.eval_episodes, args.num_envs)
     envs = make_envs(args, num_envs, use_mask)
@@ -314,7 +314,7 @@ def evaluate(
             totals["episodic_return"] += infos["episode"]["r"][ended].sum()
             totals["episodic_length"] += infos["episode"]["l"][ended].sum()
             totals["win_rate"] += (infos["episode"]["r"][ended] > 0).sum()
-            for key in ("optimal_return", "optimal_length"):
+            for key in ("optimal_return", "optimal_length", "success"):
                 if key in infos["final_info"]:
                     totals[key] = totals.get(key, 0.0) + infos["final_info"][key][ended].sum()
     envs.close()
@@ -504,17 +504,17 @@ def main(args: Args) -> dict[str, float]:
     if args.capture_video:
         make_envs(args, 1, require_mask, "rgb_array").close()
     envs = make_envs(args, num_envs, require_mask)
-    obs_dim, nvec = envs.single_observation_space.shape[0], tuple(envs.nvec.tolist())
+    obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
     if len(nvec) > 1:
         raise ValueError(f"{args.env_id} has the action space {envs.single_action_space}; DQN takes Discrete, and "
                          f"ppo_action_mask.py takes MultiDiscrete and MultiBinary.")  # fmt: skip
-    q_network, target_network = (QNetwork(obs_dim, nvec[0], args.hidden_dim).to(device) for _ in range(2))
+    q_network, target_network = (QNetwork(obs_shape[0], nvec[0], args.hidden_dim).to(device) for _ in range(2))
     flat, target_flat = flat_parameters(q_network), flat_parameters(target_network)
     optimizer = torch.optim.Adam([flat], lr=args.learning_rate, fused=True)
     if checkpoint:
-        if (checkpoint["obs_dim"], tuple(checkpoint["nvec"])) != (obs_dim, nvec):
-            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} "
-                             f"choices; {args.env_id} has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
+        if (tuple(checkpoint["obs_shape"]), tuple(checkpoint["nvec"])) != (obs_shape, nvec):
+            raise ValueError(f"{path}: trained on {checkpoint['obs_shape']} observations and {checkpoint['nvec']} "
+                             f"choices; {args.env_id} has {obs_shape} and {nvec}: another version of it.")  # fmt: skip
         q_network.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
     if args.eval_only:
@@ -527,11 +527,11 @@ def main(args: Args) -> dict[str, float]:
 
     T, N = args.train_frequency, num_envs
     fields = {
-        "obs": ((obs_dim,), torch.from_numpy(np.empty(0, flat_dtype(envs.raw_space))).dtype),
+        "obs": (obs_shape, torch.from_numpy(np.empty(0, flat_dtype(envs.raw_space))).dtype),
         "actions": ((), torch.int64),
         "rewards": ((), torch.float32),
         "terminations": ((), torch.bool),
-        "next_obs": ((obs_dim,), torch.from_numpy(np.empty(0, flat_dtype(envs.raw_space))).dtype),
+        "next_obs": (obs_shape, torch.from_numpy(np.empty(0, flat_dtype(envs.raw_space))).dtype),
         "next_masks": ((nvec[0],), torch.bool),
     }
     replay = ReplayBuffer(args.buffer_size // world_size // (T * N) * (T * N), fields, device)
@@ -584,17 +584,17 @@ def main(args: Args) -> dict[str, float]:
                 "optimizer": optimizer.state_dict(),
                 "iteration": iteration,
             }
-            shapes = {"obs_dim": obs_dim, "nvec": list(nvec)}
+            shapes = {"obs_shape": list(obs_shape), "nvec": list(nvec)}
             script = {"script": SCRIPT, "args": dict(vars(args)), "ranks": ranks if world_size > 1 else [mine]}
             save_checkpoint(run_dir / "checkpoint.pt", script | shapes | state)
 
     # Transitions are collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     host = {
-        "obs": np.empty((T, N, obs_dim), np.float32),
+        "obs": np.empty((T, N, *obs_shape), np.float32),
         "actions": np.empty((T, N), np.int64),
         "rewards": np.empty((T, N), np.float32),
         "terminations": np.empty((T, N), bool),
-        "next_obs": np.empty((T, N, obs_dim), np.float32),
+        "next_obs": np.empty((T, N, *obs_shape), np.float32),
         "next_masks": np.empty((T, N, nvec[0]), bool),
     }
     host_masks = np.empty((T, N, nvec[0]), bool)

@@ -348,7 +348,7 @@ def evaluate(
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
     is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
-    as a share of the optimum.
+    as a share of the optimum; `success` is the share of episodes that it calls a success.
     """
     num_envs = min(args.eval_episodes, args.num_envs)
     envs = make_envs(args, num_envs, use_mask)
@@ -369,7 +369,7 @@ def evaluate(
             totals["episodic_return"] += infos["episode"]["r"][ended].sum()
             totals["episodic_length"] += infos["episode"]["l"][ended].sum()
             totals["win_rate"] += (infos["episode"]["r"][ended] > 0).sum()
-            for key in ("optimal_return", "optimal_length"):
+            for key in ("optimal_return", "optimal_length", "success"):
                 if key in infos["final_info"]:
                     totals[key] = totals.get(key, 0.0) + infos["final_info"][key][ended].sum()
     envs.close()
@@ -565,14 +565,14 @@ def main(args: Args) -> dict[str, float]:
     if args.capture_video:
         make_envs(args, 1, require_mask, "rgb_array").close()
     envs = make_envs(args, num_envs, require_mask)
-    obs_dim, nvec = envs.single_observation_space.shape[0], tuple(envs.nvec.tolist())
-    agent = Agent(obs_dim, nvec, args.hidden_dim).to(device)
+    obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
+    agent = Agent(obs_shape[0], nvec, args.hidden_dim).to(device)
     flat = flat_parameters(agent)
     optimizer = torch.optim.Adam([flat], lr=args.learning_rate, eps=1e-5, fused=True)
     if checkpoint:
-        if (checkpoint["obs_dim"], tuple(checkpoint["nvec"])) != (obs_dim, nvec):
-            raise ValueError(f"{path}: trained on {checkpoint['obs_dim']} observations and {checkpoint['nvec']} "
-                             f"choices; {args.env_id} has {obs_dim} and {nvec}: another version of it.")  # fmt: skip
+        if (tuple(checkpoint["obs_shape"]), tuple(checkpoint["nvec"])) != (obs_shape, nvec):
+            raise ValueError(f"{path}: trained on {checkpoint['obs_shape']} observations and {checkpoint['nvec']} "
+                             f"choices; {args.env_id} has {obs_shape} and {nvec}: another version of it.")  # fmt: skip
         agent.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
     if args.eval_only:
@@ -620,13 +620,13 @@ def main(args: Args) -> dict[str, float]:
             dist.all_gather_object(ranks, mine)
         if rank == 0:
             state = {"model": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
-            shapes = {"obs_dim": obs_dim, "nvec": list(nvec)}
+            shapes = {"obs_shape": list(obs_shape), "nvec": list(nvec)}
             script = {"script": SCRIPT, "args": dict(vars(args)), "ranks": ranks if world_size > 1 else [mine]}
             save_checkpoint(run_dir / "checkpoint.pt", script | shapes | state)
 
     T, N, A = args.num_steps, num_envs, sum(nvec)
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
-    host_obs = np.empty((T + 1, N, obs_dim), np.float32)  # (T + 1, N, D): the last row is the state after the rollout
+    host_obs = np.empty((T + 1, N, *obs_shape), np.float32)  # the last row is the state after the rollout
     host_masks = np.empty((T, N, A), bool)
     host_actions = np.empty((T, N, len(nvec)) if len(nvec) > 1 else (T, N), np.int64)
     host_rewards = np.empty((T, N), np.float32)

@@ -461,7 +461,7 @@ def evaluate(
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
     is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
-    as a share of the optimum.
+    as a share of the optimum; `success` is the share of episodes that it calls a success.
     """
     num_envs = min(args.eval_episodes, args.num_envs)
     envs = make_envs(args, num_envs, use_mask)
@@ -482,7 +482,7 @@ def evaluate(
             totals["episodic_return"] += infos["episode"]["r"][ended].sum()
             totals["episodic_length"] += infos["episode"]["l"][ended].sum()
             totals["win_rate"] += (infos["episode"]["r"][ended] > 0).sum()
-            for key in ("optimal_return", "optimal_length"):
+            for key in ("optimal_return", "optimal_length", "success"):
                 if key in infos["final_info"]:
                     totals[key] = totals.get(key, 0.0) + infos["final_info"][key][ended].sum()
     envs.close()

@@ -29,4 +29,7 @@ def register_batched(env_id: str, vector_entry_point: str, **kwargs: Any) -> Non
 register_batched("Masked/JobRouting-v0", "envs.job_routing:make_job_routing_vec")
 register_batched("Masked/Maze-v0", "envs.maze:Maze")
 register_batched("Masked/BinPlacement-v0", "envs.bin_placement:make_bin_placement_vec")
+register_batched("Masked/Harvest-v0", "envs.harvest:Harvest")
+register_batched("Masked/PandaForest-v0", "envs.panda_forest:PandaForest")
+register_batched("Masked/OrderPicking-v0", "envs.order_picking:OrderPicking")
 gym.register("Masked/ConnectFour-v0", "envs.connect_four:ConnectFour")

@@ -79,3 +79,33 @@ class Wheel(gym.Env):
 
 
 gym.register("Test/Wheel-v0", Wheel)
+
+
+class Apples(gym.Env):
+    """Three apples, some of them there; the one to pick is the ripest. Absent ones hold NaN."""
+
+    observation_space = gym.spaces.Dict(
+        entities=gym.spaces.Box(-np.inf, np.inf, (3, 1), np.float32), entity_mask=gym.spaces.MultiBinary(3)
+    )
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def seen(self):
+        self.there = self.np_random.random(3) < 0.5
+        self.there[self.np_random.integers(3)] = True
+        self.ripe = np.where(self.there, self.np_random.random(3), np.nan).astype(np.float32)
+        mask = self.there.astype(np.int8)
+        return {"entities": self.ripe[:, None], "entity_mask": mask}, {"action_mask": mask}
+
+    def step(self, action):
+        reward = float(action == np.nanargmax(self.ripe))
+        self.count += 1
+        obs, info = self.seen()
+        return obs, reward, self.count == 8, False, info
+
+
+gym.register("Test/Apples-v0", Apples, disable_env_checker=True)
