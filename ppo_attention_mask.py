@@ -833,20 +833,32 @@ def agreed(values: Tensor, world_size: int) -> Tensor:
 
 
 def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, writer: SummaryWriter, step: int) -> dict:
-    """Evaluate as trained and with the mask removed, and write scores, HParams and pictures."""
+    """Evaluate as trained and with the mask removed, and write scores, HParams, attention maps and pictures."""
     scores = {}
     if args.eval_episodes:
         as_trained, removed = (evaluate(agent, args, device, use_mask) for use_mask in (masks_acting(args), False))
         scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
         write_scores(writer, args, scores, step)
+        envs = make_envs(args, 1, args.mask_mode != "none")
+        maps = rearrange(attention_weights(agent, envs.reset(seed=20_000)[0], device), "1 h q e -> (h q) e")
+        writer.add_image("attention", np.kron(maps / maps.max(), np.ones((16, 16))), step, dataformats="HW")
+        envs.close()
     if args.capture_video:
+        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
 
         def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            if hasattr(envs.unwrapped, "attention"):  # drawn as lines from the agent, the mean over heads
+                envs.unwrapped.attention = attention_weights(agent, obs, device)[:, :, 0].mean(1)
             return greedy_actions(agent, obs, mask if masks_acting(args) else None, device)
 
-        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
         write_video(writer, envs, act, run_dir / "agent.gif", step)
     return scores
+
+
+def attention_weights(agent: Agent, obs: np.ndarray, device: torch.device) -> np.ndarray:
+    """The last block's attention (N, heads, Q, E) for observations (N, E, 1 + D)."""
+    with torch.inference_mode():
+        return agent.encode(torch.from_numpy(obs).to(device), need_weights=True)[2].cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`make_vec`: any registered environment as a vector environment whose masks, observations and resets are uniform."""
 
 import ast
+import importlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -340,7 +341,10 @@ def make_vec(
     if render_mode:
         kwargs["render_mode"] = render_mode
     try:
-        spec = gym.spec(env_id)
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"--env-id {env_id}: {error} Ids of this repository begin with Masked/.") from error
     try:
