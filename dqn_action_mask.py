@@ -304,8 +304,8 @@ def evaluate(
     illegal = steps = 0
     while left.any():
         mask = infos["action_mask"]
-        actions = greedy_actions(agent, obs, mask if use_mask else None, device)
-        illegal += (illegal_actions(actions, mask, envs.nvec) & (left > 0)).sum()
+        actions = greedy_actions(agent, obs, mask, use_mask, device)
+        illegal += (envs.illegal(actions, mask) * (left > 0)).sum()
         steps += (left > 0).sum()
         obs, _, _, _, infos = envs.step(actions)
         if "episode" in infos:
@@ -324,11 +324,13 @@ def evaluate(
     return scores | {"illegal_rate": float(illegal / steps)}
 
 
-def greedy_actions(agent: nn.Module, obs: np.ndarray, mask: np.ndarray | None, device: torch.device) -> np.ndarray:
+def greedy_actions(
+    agent: nn.Module, obs: np.ndarray, mask: np.ndarray, use_mask: bool, device: torch.device
+) -> np.ndarray:
     """What the agent thinks best, from the host and to it: int64 (N,) or (N, K)."""
-    mask = None if mask is None else torch.from_numpy(mask).bool().to(device)
+    b_mask = torch.from_numpy(mask).bool().to(device) if use_mask else None
     with torch.inference_mode():
-        return agent.greedy(torch.from_numpy(obs).to(device), mask).cpu().numpy()
+        return agent.greedy(torch.from_numpy(obs).to(device), b_mask).cpu().numpy()
 
 
 def masks_acting(args: Args) -> bool:
@@ -712,7 +714,7 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
     if args.capture_video:
 
         def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            return greedy_actions(agent, obs, mask if masks_acting(args) else None, device)
+            return greedy_actions(agent, obs, mask, masks_acting(args), device)
 
         envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
         write_video(writer, envs, act, run_dir / "agent.gif", step)

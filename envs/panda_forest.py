@@ -14,7 +14,8 @@ from envs.drawing import GOLD, INK, canvas, cross, pixels, text
 Move = IntEnum("Move", ["UP", "DOWN", "LEFT", "RIGHT", "STAY"], start=0)
 
 KINDS = ("panda", "watermelon", "scorpion", "dragon", "tree")
-FEATURES = len(KINDS) + 11
+FEATURES = len(KINDS) + 16
+VISIT = 0.25  # what each visit adds to a cell of the trail, up to 1
 MIN_SIZE, MAX_SIZE = 4, 16
 SAFE_DISTANCE = 3  # steps between the panda and each enemy at the start
 
@@ -88,7 +89,7 @@ class PandaForest(BatchedEnv):
 
     | key | shape, dtype | content |
     |-|-|-|
-    | `entities` | (E, 16) float32 in [-1, 1] | a row for each entity: the panda, then the others in this order |
+    | `entities` | (E, 21) float32 in [-1, 1] | a row for each entity: the panda, then the others in this order |
     | `entity_mask` | (E,) int8 | 1 where the entity is there and seen; the rows of all others are 0 |
 
     An entity is hidden if the straight line from its cell's centre to that of the panda's passes through a tree's cell;
@@ -103,6 +104,9 @@ class PandaForest(BatchedEnv):
     | 10-13 | the panda's row only: 1 for each of up, down, left, right that is legal |
     | 14 | the panda's row only: the share of watermelons that is left |
     | 15 | the panda's row only: the share of time that is left |
+    | 16-20 | the panda's row only: 0.25 for each visit to the cell up, down, left, right of it and its own, at most 1 |
+
+    The trail is what a search without memory needs: without it the panda looks for hidden watermelons in circles.
 
     ## Rewards
     1 / `num_watermelons` for each watermelon, which the panda eats by stepping on it, and -1 for harm.
@@ -142,13 +146,13 @@ class PandaForest(BatchedEnv):
         >>> env = gym.make("Masked/PandaForest-v0", size=5, num_trees=4, num_scorpions=0)
         >>> obs, info = env.reset(seed=1)
         >>> obs["entities"].shape, obs["entity_mask"], info["action_mask"]  # a watermelon and two trees are hidden
-        ((9, 16), array([1, 0, 1, 0, 0, 1, 0, 1, 1], dtype=int8), array([1, 1, 0, 0, 1], dtype=int8))
+        ((9, 21), array([1, 0, 1, 0, 0, 1, 0, 1, 1], dtype=int8), array([1, 1, 0, 0, 1], dtype=int8))
         >>> same, reward, terminated, truncated, info = env.step(Move.LEFT)  # illegal: the panda stays
         >>> np.array_equal(same["entities"][0, 8:10], obs["entities"][0, 8:10]), reward
         (True, 0.0)
     """
 
-    state_arrays = ("cells", "eaten", "harmed", "trees", "taken", "tree_bits")
+    state_arrays = ("cells", "eaten", "harmed", "trees", "taken", "tree_bits", "trail")
 
     def __init__(
         self,
@@ -202,6 +206,7 @@ class PandaForest(BatchedEnv):
         self.harmed = np.zeros(num_envs, bool)
         self.trees = np.ones((num_envs, self.num_cells), bool)  # and the margin: closed to all
         self.taken = np.ones((num_envs, self.num_cells), bool)  # closed to enemies
+        self.trail = np.zeros((num_envs, self.num_cells), np.float32)
         self.tree_bits = np.zeros((num_envs, len(self._between)), np.int64)  # the trees, one bit for each cell
 
     def _reset_rows(self, rows: np.ndarray) -> None:
@@ -222,6 +227,8 @@ class PandaForest(BatchedEnv):
             self.cells[rows] = np.concatenate([panda, creatures, forest], axis=1)
             self.eaten[rows] = False
             self.harmed[rows] = False
+            self.trail[rows] = 0
+            self.trail[rows, panda[:, 0]] = VISIT
             self.trees[rows], self.tree_bits[rows] = trees, _bits(trees[:, self.inner])
             trees[here, creatures] = True
             self.taken[rows] = trees
@@ -232,6 +239,7 @@ class PandaForest(BatchedEnv):
         target = cells[:, 0] + self.moves[actions]
         panda = np.where(self.trees.take(self._first[:, 0] + target), cells[:, 0], target)
         cells[:, 0] = panda
+        self.trail[rows, panda] = np.minimum(self.trail[rows, panda] + VISIT, 1)
         eats = (cells[:, self.watermelons] == panda[:, None]) & ~self.eaten
         self.eaten |= eats
         ate = eats.any(axis=1)
@@ -279,6 +287,7 @@ class PandaForest(BatchedEnv):
         panda[:, 10:14] = self._legal(rows)[:, : Move.STAY]
         panda[:, 14] = 1 - self.eaten[rows].mean(axis=1)
         panda[:, 15] = 1 - self.elapsed[rows] / self.max_episode_steps
+        panda[:, 16:] = self.trail.take(self._first[rows] + cells[:, :1] + self.moves)
         return {"entities": entities, "entity_mask": seen.view(np.int8)}
 
     def _legal(self, rows: np.ndarray) -> np.ndarray:

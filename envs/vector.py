@@ -98,6 +98,45 @@ def illegal_actions(actions: np.ndarray, masks: np.ndarray, nvec: np.ndarray) ->
     return (np.take_along_axis(masks, columns, axis=1) == 0).any(axis=1)
 
 
+def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended: Any = False) -> np.ndarray:
+    """Check the two masks of a grid, and return them as one (N, 1 + sum(nvec), H, W) int8, the agent mask in front.
+
+    Args:
+        action_mask: (N, sum(nvec), H, W), 1 where the cell's agent may do this; without an agent 0 or 1, as you like.
+        agent_mask: (N, H, W), 1 where the cell holds an agent.
+        nvec: (K,) choices in each field of one agent's action.
+        ended: (N,) bool, rows of states that nobody acts in any more.
+
+    Raises:
+        ValueError: wrong shape, a value other than 0 and 1, or an agent without a legal choice in one of its fields.
+    """
+    masks, agents = np.asarray(action_mask), np.asarray(agent_mask)
+    shape = (len(agents), nvec.sum(), *agents.shape[1:])
+    if agents.ndim != 3 or masks.shape != shape:
+        raise ValueError(
+            f"The agent mask has shape {agents.shape[1:]} and the action mask {masks.shape[1:]}; expected (H, W) and "
+            f"({nvec.sum()}, H, W): {' + '.join(map(str, nvec))} choices in each cell."
+        )
+    for name, mask in (("agent", agents), ("action", masks)):
+        bad = mask.view(np.uint8) > 1 if mask.dtype == np.int8 else (mask != 0) & (mask != 1)
+        if bad.any():
+            row, *place = np.argwhere(bad)[0].tolist()
+            raise ValueError(
+                f"Environment {row}: the {name} mask holds {mask[row, *place]} at {place}; expected only 0 and 1."
+            )
+    occupied = agents.astype(bool)
+    legal = np.add.reduceat(masks, np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0  # (N, K, H, W)
+    stuck = (occupied & ~legal.all(axis=1)) & ~np.reshape(ended, (-1, 1, 1))
+    if stuck.any():
+        row, y, x = np.argwhere(stuck)[0]
+        field = np.flatnonzero(~legal[row, :, y, x])[0]
+        raise ValueError(
+            f"Environment {row}: the action mask leaves the agent in cell ({y}, {x}) no legal action in field {field}. "
+            f"An agent needs one: add a no-op, or take it out of the agent mask."
+        )
+    return np.concatenate([agents[:, None], masks], axis=1, dtype=np.int8)
+
+
 def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
     """A batch of observations as (N, D) float32, without a loop over environments; Discrete becomes one-hot.
 
@@ -187,9 +226,11 @@ class UniformVectorEnv(VectorWrapper):
       `infos["final_info"]["action_mask"]` (N, sum(nvec)) its mask.
     * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`.
     * Actions are indices from 0: (N,) for Discrete, else (N, K); an action space's `start` is added here.
-    * Observations in one of three layouts: "flat" (N, D) float32; "entities" (N, E, 1 + D) float32, whose first column
-      is 1 where an entity is present, from a Dict of `entities` (E, D) and `entity_mask` (E,), or from a matrix (E, D)
-      with a presence column; "raw", as the environment gives them.
+    * Observations in a layout: "flat" (N, D) float32; "entities" (N, E, 1 + D) float32, whose first column is 1 where
+      an entity is present, from a Dict of `entities` (E, D) and `entity_mask` (E,), or from a matrix (E, D) with
+      a presence column; "grid" (N, C, H, W), and "raw", as the environment gives them.
+    * On a grid `action_mask` is (N, 1 + A, H, W), the agent mask in front (`check_grid_masks`), and actions are
+      (N, H, W) or, with K > 1 fields, (N, H, W, K).
 
     Args:
         env: the vector environment.
@@ -206,7 +247,7 @@ class UniformVectorEnv(VectorWrapper):
         self,
         env: VectorEnv,
         require_mask: bool = True,
-        layout: Literal["flat", "entities", "raw"] = "flat",
+        layout: Literal["flat", "entities", "grid", "raw"] = "flat",
         presence_column: int | None = None,
     ):
         super().__init__(env)
@@ -219,9 +260,9 @@ class UniformVectorEnv(VectorWrapper):
             )
         self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
         self.presence_column = presence_column
-        self.nvec = action_nvec(env.single_action_space)
+        self.nvec = grid_nvec(env) if layout == "grid" else action_nvec(env.single_action_space)
         self.start = getattr(env.single_action_space, "start", 0)
-        if layout != "raw":
+        if layout in ("flat", "entities"):
             shape = (
                 (flat_size(self.raw_space),) if layout == "flat" else entities_shape(self.raw_space, presence_column)
             )
@@ -249,6 +290,16 @@ class UniformVectorEnv(VectorWrapper):
         infos["action_mask"] = self._mask(infos)
         return self._observation(obs), rewards, terminations, truncations, infos
 
+    def illegal(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Whether each environment's action breaks its mask, (N,); on a grid the share of its agents that do."""
+        if self.layout != "grid":
+            return illegal_actions(actions, mask, self.nvec)
+        agents = mask[:, 0].astype(bool)
+        flat = np.moveaxis(mask[:, 1:], 1, -1)[agents]  # (P, A)
+        broken = np.zeros(agents.shape)
+        broken[agents] = illegal_actions(actions[agents], flat, self.nvec)
+        return broken.sum((1, 2)) / np.maximum(agents.sum((1, 2)), 1)
+
     def get_state(self) -> dict[str, Any] | None:
         """All state, the statistics of running episodes included; None if the environments cannot be saved."""
         if not hasattr(self.env.unwrapped, "get_state"):
@@ -275,6 +326,19 @@ class UniformVectorEnv(VectorWrapper):
         final_info["action_mask"] = self._mask(final_info, ended, terminations)
 
     def _mask(self, infos: dict[str, Any], expected: Any = True, terminations: Any = False) -> np.ndarray:
+        if self.layout == "grid":
+            if "agent_mask" not in infos:
+                raise ValueError(
+                    'No agent mask was given; expected info["agent_mask"] (H, W), 1 where a cell has an agent.'
+                )
+            agents = infos["agent_mask"]
+            shape = (self.num_envs, self.nvec.sum(), *agents.shape[1:])
+            given = infos.get("action_mask", None if self.require_mask else np.ones(shape, np.int8))
+            if given is None:
+                raise ValueError(
+                    'No action mask was given; expected info["action_mask"] (A, H, W), or --mask-mode none.'
+                )
+            return check_grid_masks(given, agents, self.nvec, terminations | ~infos["_agent_mask"])
         if not self.require_mask and "action_mask" not in infos:
             return np.ones((self.num_envs, self.nvec.sum()), np.int8)
         given = infos.get("_action_mask", np.zeros(self.num_envs, bool))
@@ -284,7 +348,7 @@ class UniformVectorEnv(VectorWrapper):
         return check_action_mask(infos["action_mask"], self.nvec, ended=terminations | ~given)
 
     def _observation(self, obs: Any) -> Any:
-        if self.layout == "raw":
+        if self.layout in ("grid", "raw"):
             return obs
         if self.layout == "entities":
             flat, seen = self._entities(obs)
@@ -315,7 +379,7 @@ def make_vec(
     env_kwargs: dict[str, Any] | None = None,
     async_envs: bool = False,
     require_mask: bool = True,
-    layout: Literal["flat", "entities", "raw"] = "flat",
+    layout: Literal["flat", "entities", "grid", "raw"] = "flat",
     render_mode: str | None = None,
     presence_column: int | None = None,
 ) -> UniformVectorEnv:
@@ -368,6 +432,25 @@ def flat_size(space: gym.Space) -> int:
         return spaces.flatdim(space)
     except (NotImplementedError, ValueError) as error:
         raise ValueError(NO_FLAT_FORM.format(space)) from error
+
+
+def grid_nvec(env: VectorEnv) -> np.ndarray:
+    """The number of choices in each field of one cell's action, (K,), the same in all cells.
+
+    Raises:
+        ValueError: the observation is no map (C, H, W), or the action space not a MultiDiscrete (H, W) or (H, W, K).
+    """
+    seen, space = env.single_observation_space, env.single_action_space
+    if not isinstance(seen, spaces.Box) or len(seen.shape) != 3:
+        raise ValueError(f"The observation space {seen} is no map; expected a Box (C, H, W).")
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.shape[:2] == seen.shape[1:] and space.nvec.ndim <= 3:
+        nvec = space.nvec.reshape(*seen.shape[1:], -1)
+        if (nvec == nvec[0, 0]).all():
+            return nvec[0, 0].astype(np.int64)
+    raise ValueError(
+        f"The action space {space} is not one action for each cell; expected a MultiDiscrete of shape {seen.shape[1:]} "
+        f"or {(*seen.shape[1:], 'K')}, with the same choices in each cell."
+    )
 
 
 def entities_shape(space: gym.Space, presence_column: int | None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The forest's own promises: who sees whom, how enemies move, what harms, and what the pictures show."""
 
-from collections import deque
+from collections from collections import Counter
+import deque
 from fractions import Fraction
 
 import numpy as np
@@ -87,22 +88,26 @@ def test_the_observation_is_what_its_table_says():
     env, rng = PandaForest(8, size=6, num_trees=9, max_episode_steps=40), np.random.default_rng(0)
     obs, infos = env.reset(seed=1)
     hidden = eaten = 0
+    trails = [Counter() for _ in range(8)]
     for _ in range(40):
         for row in range(8):
+            trails[row] = Counter() if env.elapsed[row] == 0 else trails[row]
             where, gone = places(env, row), np.zeros(env.num_entities, bool)
             gone[env.watermelons] = env.eaten[row]
             trees = [tuple(place) for place in where[env.enemies.stop :].tolist()]
-            (y, x), free = where[0].tolist(), []
-            for dy, dx in list(STEPS.values())[:4]:
+            (y, x), free, been = where[0].tolist(), [], []
+            trails[row][y, x] += 1
+            for dy, dx in [*list(STEPS.values())[:4], (0, 0)]:
                 free.append(0 <= y + dy < 6 and 0 <= x + dx < 6 and (y + dy, x + dx) not in trees)
-            np.testing.assert_array_equal(infos["action_mask"][row], [*free, 1])
+                been.append(min(trails[row][y + dy, x + dx] / 4, 1))
+            np.testing.assert_array_equal(infos["action_mask"][row], free)
             for k, (j, i) in enumerate(where.tolist()):
                 behind = any(crosses((y, x), (j, i), tree) for tree in trees if tree != (j, i))
                 kind = np.arange(5) == env.kinds[k]
-                expected = np.array([*kind, (j - y) / 6, (i - x) / 6, (abs(j - y) + abs(i - x)) / 12, *[0] * 8])
+                expected = np.array([*kind, (j - y) / 6, (i - x) / 6, (abs(j - y) + abs(i - x)) / 12, *[0] * 13])
                 if k == 0:
                     left = 1 - env.eaten[row].sum() / 3
-                    expected[8:] = [y / 5, x / 5, *free, left, 1 - env.elapsed[row] / 40]
+                    expected[8:] = [y / 5, x / 5, *free[:4], left, 1 - env.elapsed[row] / 40, *been]
                 present = not (behind or gone[k])
                 np.testing.assert_allclose(obs["entities"][row, k], expected * present, atol=1e-6)
                 assert obs["entity_mask"][row, k] == present
