@@ -1,7 +1,6 @@
 """The forest's own promises: who sees whom, how enemies move, what harms, and what the pictures show."""
 
-from collections from collections import Counter
-import deque
+from collections import Counter, deque
 from fractions import Fraction
 
 import numpy as np
