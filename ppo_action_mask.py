@@ -532,10 +532,8 @@ def make_update(
 def check_args(args: Args, world_size: int) -> None:
     """Refuse what cannot work before any time is spent on it."""
     batch_size = args.num_envs * args.num_steps
-    check_shared_flags(
-        args,
-        ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps", "num_threads", "hidden_dim"),
-    )
+    counts = ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps", "num_threads")
+    check_shared_flags(args, (*counts, "hidden_dim"))
     if args.num_envs % world_size or args.minibatch_size % world_size:
         raise ValueError(f"--num-envs {args.num_envs} and --minibatch-size {args.minibatch_size} are totals that the "
                          f"{world_size} ranks share; expected multiples of {world_size}.")  # fmt: skip

@@ -591,20 +591,8 @@ def make_update(
 def check_args(args: Args, world_size: int) -> None:
     """Refuse what cannot work before any time is spent on it."""
     batch_size = args.num_envs * args.num_steps
-    check_shared_flags(
-        args,
-        (
-            "num_envs",
-            "num_steps",
-            "minibatch_size",
-            "update_epochs",
-            "total_timesteps",
-            "num_threads",
-            "dim",
-            "heads",
-            "num_blocks",
-        ),
-    )
+    counts = ("num_envs", "num_steps", "minibatch_size", "update_epochs", "total_timesteps", "num_threads")
+    check_shared_flags(args, (*counts, "dim", "heads", "num_blocks"))
     if args.dim % args.heads:
         raise ValueError(f"--dim {args.dim} is shared by the heads; expected a multiple of --heads {args.heads}.")
     if args.num_envs % world_size or args.minibatch_size % world_size:

@@ -19,38 +19,22 @@ SMALL = {  # iterations of 32 steps
     "dqn_action_mask": shlex.split("--num-envs 4 --train-frequency 8 --batch-size 16 --replay-ratio 1 "
                                    "--learning-starts 64 --buffer-size 512 --eval-episodes 0"),
     "ppo_attention_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 --dim 8"),
+    "ppo_gridwise": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 --channels 4"),
 }  # fmt: skip
 WORLDS = {  # an environment that renders and has illegal actions, and one that cannot be saved
     "ppo_action_mask": ("Masked/Maze-v0", "Taxi-v4"),
     "dqn_action_mask": ("Masked/Maze-v0", "Taxi-v4"),
     "ppo_attention_mask": ("Masked/PandaForest-v0", "worlds:Test/Apples-v0"),
+    "ppo_gridwise": ("Masked/Harvest-v0", "worlds:Test/Lights-v0"),
 }
 SAVED = [  # every script with environments that it resumes bit for bit
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
     *(("dqn_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze")),
     ("ppo_attention_mask", "Masked/PandaForest-v0"),
+    ("ppo_gridwise", "Masked/Harvest-v0"),
 ]
-LOSSES = {  # fmt: skip
-    "ppo_action_mask": {
-        "value_loss",
-        "policy_loss",
-        "entropy",
-        "old_approx_kl",
-        "approx_kl",
-        "clipfrac",
-        "explained_variance",
-    },
-    "dqn_action_mask": {"td_loss", "q_values"},
-    "ppo_attention_mask": {
-        "value_loss",
-        "policy_loss",
-        "entropy",
-        "old_approx_kl",
-        "approx_kl",
-        "clipfrac",
-        "explained_variance",
-    },
-}
+PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
+LOSSES = {script: {"td_loss", "q_values"} if script == "dqn_action_mask" else PPO_LOSSES for script in SMALL}
 TAGS = {
     *(f"charts/{tag}" for tag in ("episodic_return", "episodic_length", "learning_rate", "SPS")),
     *("masks/legal_fraction", "masks/illegal_rate", "eval/episodic_return"),

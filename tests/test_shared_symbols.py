@@ -6,14 +6,27 @@ from itertools import combinations
 import pytest
 from script import ROOT
 
-PPO, DQN, ATTENTION = "ppo_action_mask", "dqn_action_mask", "ppo_attention_mask"
-SCRIPTS = (PPO, DQN, ATTENTION)
+PPO, DQN, ATTENTION, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_attention_mask", "ppo_gridwise"
+SCRIPTS = (PPO, DQN, ATTENTION, GRID)
 SHARED = {
-    SCRIPTS: ("flat_parameters", "evaluate", "greedy_actions", "masks_acting", "make_update", "agreed"),
-    (PPO, DQN): ("on_host", "make_envs", "finish"),
-    (PPO, ATTENTION): ("CategoricalMasked", "layer_init", "compute_gae", "ppo_loss"),
+    SCRIPTS: ("flat_parameters", "evaluate", "masks_acting", "make_update", "agreed"),
+    (PPO, DQN, GRID): ("finish",),
+    (PPO, DQN, ATTENTION): ("greedy_actions",),
+    (PPO, DQN): ("on_host", "make_envs"),
+    (PPO, ATTENTION, GRID): ("CategoricalMasked", "layer_init", "compute_gae"),
+    (PPO, ATTENTION): ("ppo_loss",),
 }
-DIFFERENT = {"Args", "Agent", "main", "make_act", "make_envs", "check_args", "finish"}  # the same name, another text
+DIFFERENT = {
+    "Args",
+    "Agent",
+    "main",
+    "make_act",
+    "make_envs",
+    "check_args",
+    "finish",
+    "greedy_actions",
+    "ppo_loss",
+}  # the same name, another text
 
 
 def symbols(script):

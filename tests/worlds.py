@@ -109,3 +109,31 @@ class Apples(gym.Env):
 
 
 gym.register("Test/Apples-v0", Apples, disable_env_checker=True)
+
+
+class Lights(gym.Env):
+    """Lamps on some cells of a map, each to be switched on; none of them, at times. A broken one has to stay off."""
+
+    observation_space = gym.spaces.Box(0, 1, (2, 3, 4), np.uint8)
+    action_space = gym.spaces.MultiDiscrete(np.full((3, 4), 2))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def seen(self):
+        lamps = self.np_random.random((3, 4)) < self.np_random.choice([0.0, 0.5])
+        broken = lamps & (self.np_random.random((3, 4)) < 0.3)
+        self.lit = lamps & ~broken
+        info = {"agent_mask": lamps.astype(np.int8), "action_mask": np.stack([lamps, self.lit]).astype(np.int8)}
+        return np.stack([lamps, broken]).astype(np.uint8), info
+
+    def step(self, action):
+        reward = float((action[self.lit] == 1).mean()) if self.lit.any() else 0.0
+        self.count += 1
+        obs, info = self.seen()
+        return obs, reward, False, self.count == 8, info
+
+
+gym.register("Test/Lights-v0", Lights, disable_env_checker=True)
