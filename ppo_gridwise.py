@@ -809,11 +809,11 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
         scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
         write_scores(writer, args, scores, step)
     if args.capture_video:
-        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
 
         def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
             return greedy_actions(agent, obs, mask, masks_acting(args), device)
 
+        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
         write_video(writer, envs, act, run_dir / "agent.gif", step)
     return scores
 

@@ -159,10 +159,10 @@ class PandaForest(BatchedEnv):
         num_envs: int,
         size: int = 8,
         num_watermelons: int = 3,
-        num_scorpions: int = 2,
+        num_scorpions: int = 1,
         num_dragons: int = 1,
         num_trees: int = 10,
-        dragon_rest: float = 0.5,
+        dragon_rest: float = 0.7,
         max_episode_steps: int = 100,
         render_mode: str | None = None,
     ):

@@ -94,7 +94,7 @@ def illegal_actions(actions: np.ndarray, masks: np.ndarray, nvec: np.ndarray) ->
     >>> illegal_actions(np.array([[0, 1], [0, 2], [1, 0]]), np.array([[1, 0, 1, 1, 0]] * 3), np.array([2, 3]))
     array([False,  True,  True])
     """
-    columns = np.reshape(actions, (len(actions), -1)) + (np.cumsum(nvec) - nvec)
+    columns = np.reshape(actions, (len(actions), len(nvec))) + (np.cumsum(nvec) - nvec)
     return (np.take_along_axis(masks, columns, axis=1) == 0).any(axis=1)
 
 
@@ -134,7 +134,7 @@ def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended:
             f"Environment {row}: the action mask leaves the agent in cell ({y}, {x}) no legal action in field {field}. "
             f"An agent needs one: add a no-op, or take it out of the agent mask."
         )
-    return np.concatenate([agents[:, None], masks], axis=1, dtype=np.int8)
+    return np.concatenate([agents[:, None], masks], axis=1, dtype=np.int8, casting="unsafe")
 
 
 def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
@@ -208,7 +208,7 @@ class MaskToInfo(gym.Wrapper):
         if self.in_observation:
             mask = obs["action_mask"] if mask is None else mask
             obs = {key: value for key, value in obs.items() if key != "action_mask"}
-        if mask is None:
+        if mask is None or "agent_mask" in info:  # a grid's masks are checked together, in a batch
             return obs, info
         mask = np.asarray(mask)
         # Gymnasium copies the masks into one array of the first one's dtype: what could change there is checked before.

@@ -334,7 +334,7 @@ def test_the_text_shows_the_map_and_names_blocked_moves():
         ({"num_dragons": -2}, "num_dragons must be at least 0, got -2"),
         ({"num_trees": -1}, "num_trees must be at least 0, got -1"),
         ({"num_trees": 22}, "num_trees must be at most a third of the 64 cells, got 22"),
-        ({"size": 4, "num_trees": 5}, "must fill at most half of the 16 cells, got 12"),
+        ({"size": 4, "num_trees": 5}, "must fill at most half of the 16 cells, got 11"),
         ({"dragon_rest": 1.5}, r"dragon_rest must be in \[0, 1\], got 1.5"),
         ({"max_episode_steps": 0}, "max_episode_steps must be at least 1, got"),
     ],

@@ -40,7 +40,7 @@ def test_copies_are_identical(scripts, name):
     assert len({symbols(script)[name] for script in scripts}) == 1
 
 
-@pytest.mark.parametrize("a, b", combinations(SCRIPTS, 2))
+@pytest.mark.parametrize("a, b", [*combinations(SCRIPTS, 2)])
 def test_the_list_names_all_copies(a, b):
     """A symbol of two scripts that is not listed has another meaning in each, and is known for that."""
     listed = {name for scripts, names in SHARED.items() if {a, b} <= set(scripts) for name in names}

@@ -1,12 +1,23 @@
 """make_vec: foreign environments, mask conventions, SAME_STEP, statistics, and what bad environments get."""
 
+import types
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.vector import check_action_mask, flat_size, flatten_observations, make_vec, parse_env_kwargs
+from envs.vector import (
+    check_action_mask,
+    check_grid_masks,
+    entities_shape,
+    flat_size,
+    flatten_observations,
+    grid_nvec,
+    make_vec,
+    parse_env_kwargs,
+)
 
 
 class Counter(gym.Env):
@@ -21,6 +32,8 @@ class Counter(gym.Env):
             self.observation_space = spaces.Dict({"x": Counter.observation_space, "action_mask": spaces.MultiBinary(3)})
         if convention == "method":
             self.action_masks = self.mask
+        if convention == "list":
+            self.get_available_actions = lambda: np.flatnonzero(self.mask()).tolist()
 
     def mask(self):
         mask = np.arange(3) != self.count % 3
@@ -65,9 +78,9 @@ class NextStep(VectorEnv):
 gym.register("Test/NextStep-v0", vector_entry_point=NextStep)
 
 
-@pytest.mark.parametrize("convention", ["info", "method", "dict"])
+@pytest.mark.parametrize("convention", ["info", "method", "list", "dict"])
 @pytest.mark.parametrize("async_envs", [False, True])
-def test_three_conventions_become_one(convention, async_envs):
+def test_all_conventions_become_one(convention, async_envs):
     envs = make_vec("Test/Counter-v0", 2, {"convention": convention}, async_envs=async_envs)
     obs, infos = envs.reset(seed=0)
     assert obs.tolist() == [[0], [0]] and obs.dtype == np.float32
@@ -198,3 +211,97 @@ def test_env_kwargs_come_in_pairs():
     assert parse_env_kwargs(["a", "1.5", "b", "text", "c", "[1, 2]"]) == {"a": 1.5, "b": "text", "c": [1, 2]}
     with pytest.raises(ValueError, match="pairs KEY VALUE, got 3"):
         parse_env_kwargs(["a", "1", "b"])
+
+
+def grid(**given):
+    masks = {"action_mask": np.ones((2, 3, 2, 2), np.int8), "agent_mask": np.array([[[1, 0], [0, 0]]] * 2, np.int8)}
+    return check_grid_masks(**(masks | given), nvec=np.array([3]))
+
+
+def test_grid_masks_become_one_with_the_agents_in_front():
+    both = grid()
+    assert both.shape == (2, 4, 2, 2) and both.dtype == np.int8
+    np.testing.assert_array_equal(both[:, 0], [[[1, 0], [0, 0]]] * 2)
+    assert (
+        grid(action_mask=np.zeros((2, 3, 2, 2)), agent_mask=np.zeros((2, 2, 2))).sum() == 0
+    )  # nobody: nothing to check
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"action_mask": np.ones((2, 4, 2, 2))}, r"the action mask \(4, 2, 2\); expected \(H, W\) and \(3, H, W\)"),
+        ({"agent_mask": np.full((2, 2, 2), 0.5)}, r"Environment 0: the agent mask holds 0.5 at \[0, 0\]"),
+        ({"action_mask": np.full((2, 3, 2, 2), 2, np.int8)}, r"the action mask holds 2 at \[0, 0, 0\]"),
+        ({"action_mask": np.zeros((2, 3, 2, 2))}, r"leaves the agent in cell \(0, 0\) no legal action in field 0"),
+    ],
+)
+def test_bad_grid_masks_name_environment_and_cell(given, words):
+    with pytest.raises(ValueError, match=words):
+        grid(**given)
+
+
+def test_illegal_actions_on_a_grid_are_counted_per_agent_and_nobody_does_nothing_illegal():
+    envs = make_vec("Masked/Harvest-v0", 3, layout="grid")
+    envs.reset(seed=0)
+    masks = np.ones((3, 14, 8, 8), np.int8)
+    masks[0, 0] = 0  # no agents
+    masks[1, 0] = masks[2, 0] = np.eye(8)
+    masks[2, 1, :4] = 0  # staying is illegal for half of them
+    np.testing.assert_array_equal(envs.illegal(np.zeros((3, 8, 8), int), masks), [0, 0, 0.5])
+    assert (envs.illegal(np.zeros((1, 8, 8), int), masks[:1]) == 0).all()
+
+
+class Cars(gym.Env):
+    """A matrix of vehicles with a presence column, as highway-env's Kinematics; absent rows hold NaN."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3, 2), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.array([[1, 0.5], [0, np.nan], [1, -0.5]], np.float32), {}
+
+    def step(self, action):
+        return *self.reset()[:1], 0.0, False, False, {}
+
+    def get_available_actions(self):
+        return [1]
+
+
+gym.register("Test/Cars-v0", Cars, disable_env_checker=True)
+
+
+def test_entities_have_their_presence_in_front_and_may_hold_anything_where_absent():
+    envs = make_vec("Test/Cars-v0", 2, layout="entities", presence_column=0)
+    obs, infos = envs.reset()
+    np.testing.assert_array_equal(obs[1], [[1, 1, 0.5], [0, 0, np.nan], [1, 1, -0.5]])
+    np.testing.assert_array_equal(infos["action_mask"], [[0, 1], [0, 1]])
+    forest = make_vec("Masked/PandaForest-v0", 2, layout="entities")
+    raw = make_vec("Masked/PandaForest-v0", 2, layout="raw")
+    seen, whole = forest.reset(seed=3)[0], raw.reset(seed=3)[0]
+    np.testing.assert_array_equal(seen[..., 0], whole["entity_mask"])
+    np.testing.assert_array_equal(seen[..., 1:], whole["entities"])
+
+
+@pytest.mark.parametrize("space, column, words", [
+    (spaces.Box(0, 1, (5, 7)), None, "Name the column .* --presence-column 0"),
+    (spaces.Box(0, 1, (5, 7)), 7, "--presence-column 7: the observation has columns 0 to 6"),
+    (spaces.Box(0, 1, (5,)), 0, "has no entities; expected a Dict with entities"),
+    (spaces.Dict(entities=spaces.Box(0, 1, (5, 7)), entity_mask=spaces.MultiBinary(4)), None, "has no entities"),
+])  # fmt: skip
+def test_observations_without_entities_are_refused(space, column, words):
+    with pytest.raises(ValueError, match=words):
+        entities_shape(space, column)
+
+
+@pytest.mark.parametrize("shape, nvec, words", [
+    ((4,), np.full((2, 2), 3), "is no map; expected a Box"),
+    ((1, 2, 2), np.full((2, 3), 3), "is not one action for each cell"),
+    ((1, 2, 2), np.array([[3, 3], [3, 4]]), "with the same choices in each cell"),
+])  # fmt: skip
+def test_what_is_no_grid_is_refused(shape, nvec, words):
+    env = types.SimpleNamespace(single_observation_space=spaces.Box(0, 1, shape),
+                                single_action_space=spaces.MultiDiscrete(nvec))  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        grid_nvec(env)
