@@ -11,7 +11,8 @@ from script import ROOT, run, run_folder
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
-COMMANDS = [line for line in LINES if re.match(r"(python|torchrun .*) ppo_action_mask.py", line)]
+SCRIPT = r"(ppo_action_mask|dqn_action_mask|ppo_attention_mask|ppo_gridwise)\.py"
+COMMANDS = [line for line in LINES if re.match(rf"(python|torchrun .*) {SCRIPT}", line)]
 
 
 def test_ci_runs_exactly_the_readmes_test_command():
@@ -37,13 +38,14 @@ def test_commands(folder, tmp_path, command):
     """With few steps; NAME stands for the run of a first command."""
     words = shlex.split(command)
     ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
-    flags = words[words.index("ppo_action_mask.py") + 1 :]
+    script = re.search(SCRIPT, command)[1]
+    flags = words[words.index(f"{script}.py") + 1 :]
     if "runs/NAME/checkpoint.pt" in flags:
         flags[flags.index("runs/NAME/checkpoint.pt")] = str(run_folder(folder) / "checkpoint.pt")
         flags += ["--eval-episodes", "4"]
     else:
         flags += ["--total-timesteps", "2048", "--eval-episodes", "4"]
-    done = run(tmp_path, "ppo_action_mask.py", *flags, ranks=ranks)
+    done = run(tmp_path, script, *flags, ranks=ranks)
     assert done.returncode == 0, done.stderr
 
 
@@ -73,5 +75,5 @@ def test_tables_are_those_of_the_recorded_runs():
     spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmark/tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    assert "MaskablePPO" in tables.speed() and "Maze" in tables.results()
+    assert "MaskablePPO" in tables.speed("ppo") and "Maze" in tables.results("dqn_action_mask")
     assert tables.fill(README) == README
