@@ -87,7 +87,7 @@ class Args:
     """hide absent entities from the network; without it their padding is seen"""
 
     # Algorithm
-    total_timesteps: int = 1_000_000
+    total_timesteps: int = 2_000_000
     """environment steps over all environments and ranks"""
     num_steps: int = 16
     """steps of each environment in a rollout"""
@@ -95,7 +95,7 @@ class Args:
     """samples in a gradient step over all ranks; updates per sample decide learning, so this is no num_minibatches"""
     update_epochs: int = 4
     """passes over each rollout"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """Adam's step size"""
     anneal_lr: bool = True
     """let the learning rate fall linearly to 0"""
@@ -109,7 +109,7 @@ class Args:
     """the ratio is clipped to 1 +- this"""
     clip_vloss: bool = True
     """clip the change of the value as well"""
-    ent_coef: float = 0.01
+    ent_coef: float = 0.003
     """weight of the entropy over legal actions"""
     vf_coef: float = 0.5
     """weight of the value loss"""

@@ -161,8 +161,8 @@ class PandaForest(BatchedEnv):
         num_watermelons: int = 3,
         num_scorpions: int = 1,
         num_dragons: int = 1,
-        num_trees: int = 10,
-        dragon_rest: float = 0.7,
+        num_trees: int = 8,
+        dragon_rest: float = 0.8,
         max_episode_steps: int = 100,
         render_mode: str | None = None,
     ):
