@@ -31,7 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
-from envs.runs import StopOnSignal, check_shared_flags, open_run, write_scores, write_video
+from envs.runs import StopOnSignal, check_finite, check_shared_flags, open_run, write_scores, write_video
 from envs.vector import UniformVectorEnv, illegal_actions, make_vec, parse_env_kwargs
 
 SCRIPT = "ppo_action_mask"
@@ -600,6 +600,7 @@ def main(args: Args) -> dict[str, float]:
         else:
             envs.set_state(swap_arrays(mine["envs"]))
             next_obs, next_mask = mine["next_obs"].numpy(), mine["next_mask"].numpy()
+    run_dir = None  # of rank 0, which alone writes
     if rank == 0:
         step = iteration * args.num_envs * args.num_steps
         run_dir, writer = open_run(args, Path(path).parent if checkpoint else None, step)
@@ -701,12 +702,7 @@ def main(args: Args) -> dict[str, float]:
         iteration += 1
         global_step = iteration * N * T * world_size
 
-        if not (torch.isfinite(metrics).all() and torch.isfinite(flat).all()):
-            kept = run_dir / "checkpoint.pt"
-            raise ValueError(
-                f"The loss or the weights are NaN or inf after {global_step} steps. Lower --learning-rate, or scale "
-                f"rewards and observations. Last good checkpoint: {kept if kept.exists() else 'none was written'}."
-            )
+        check_finite(metrics, flat, global_step, run_dir)
 
         # LOG
         if rank == 0 and (iteration % log_every == 0 or iteration == num_iterations):

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
 RUNS = {
@@ -31,6 +34,15 @@ RUNS = {
         "Taxi": "--env-id Taxi-v4 --num-envs 16 --train-frequency 16 --total-timesteps 500000 --compile",
         "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --train-frequency 16 --total-timesteps 500000 "
         "--compile",
+    },
+    "ppo_attention_mask": {
+        "PandaForest": "--env-id Masked/PandaForest-v0 --compile",
+        "PandaForest, padding seen": "--env-id Masked/PandaForest-v0 --compile --no-attention-mask",
+        "OrderPicking": "--env-id Masked/OrderPicking-v0 --pointer --total-timesteps 100000",
+    },
+    "ppo_gridwise": {
+        "Harvest": "--env-id Masked/Harvest-v0",
+        "Harvest, joint ratio": "--env-id Masked/Harvest-v0 --ratio joint",
     },
 }
 CODE = (
@@ -55,6 +67,15 @@ class Args:
     """episodes of each evaluation"""
 
 
+def curve(folder: Path, points: int = 50) -> list[tuple[int, float]]:
+    """The training return of the only run in `folder`, about `points` pairs of steps and mean return."""
+    events = EventAccumulator(str(next((folder / "runs").iterdir())))
+    events.Reload()
+    scalars = events.Scalars("charts/episodic_return")
+    groups = np.array_split(np.array([(event.step, event.value) for event in scalars]), min(points, len(scalars)))
+    return [(int(step), round(value, 3)) for step, value in (group.mean(0).tolist() for group in groups)]
+
+
 def main(args: Args) -> None:
     """Run what is missing, writing after each run."""
     for script in args.scripts:
@@ -67,13 +88,15 @@ def main(args: Args) -> None:
             start = time.time()
             environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", CODE, script, *flags.split()]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise RuntimeError(f"{script} {flags}\n{done.stderr}")
+            with tempfile.TemporaryDirectory() as folder:
+                done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+                if done.returncode:
+                    raise RuntimeError(f"{script} {flags}\n{done.stderr}")
+                returns = curve(Path(folder))
             scores = json.loads(done.stdout.split("SCORES")[1])
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
             run = {"flags": flags, "minutes": round((time.time() - start) / 60, 2), "commit": commit.stdout.strip()}
-            results.setdefault(name, []).append(run | {"scores": scores})
+            results.setdefault(name, []).append(run | {"scores": scores, "curve": returns})
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
             print(script, name, run["minutes"], "min", {k: round(v, 3) for k, v in scores.items()}, flush=True)

@@ -13,6 +13,11 @@ SCORES = {  # run: (what is reported, its key, as a share)
     "BinPlacement": ("return, share of the optimum", "optimality", True),
     "Taxi": ("return", "episodic_return", False),
     "ConnectFour": ("games won against random", "win_rate", True),
+    "PandaForest": ("all eaten, no harm", "success", True),
+    "PandaForest, padding seen": ("all eaten, no harm", "success", True),
+    "OrderPicking": ("right picks", "episodic_return", True),
+    "Harvest": ("units brought home", "episodic_return", False),
+    "Harvest, joint ratio": ("units brought home", "episodic_return", False),
 }
 
 
@@ -35,9 +40,12 @@ def results(script: str) -> str:
         masked, removed = ([run["scores"][k] for run in runs[name]] for k in (key, f"{key}_no_mask"))
         minutes = median(run["minutes"] for run in runs[name])
         lines.append(f"| `{flags}` | {what} | {spread(masked, share)} | {spread(removed, share)} | {minutes} |")
-    paths = [run["scores"] for run in runs["Maze"]]
-    ratio = max(path["episodic_length"] / path["optimal_length"] for path in paths)
-    lines.append(f"\nIn the maze, paths are {ratio:.3f} times as long as the shortest ones (the worst of the seeds).")
+    if "Maze" in runs:
+        paths = [run["scores"] for run in runs["Maze"]]
+        ratio = max(path["episodic_length"] / path["optimal_length"] for path in paths)
+        lines.append(
+            f"\nIn the maze, paths are {ratio:.3f} times as long as the shortest ones (the worst of the seeds)."
+        )
     return "\n".join(lines)
 
 
@@ -63,6 +71,16 @@ def speed(suite: str) -> str:
     return "\n".join(lines)
 
 
+def attention_speed() -> str:
+    """Updates per second of the attention encoder as ratios to PyTorch's."""
+    ratios = json.loads((ROOT / "docs/results/attention_speed.json").read_text())["ratios"]
+    lines = ["| encoder | updates per second, x nn.TransformerEncoder |", "|-|-|"]
+    for name, ratio in ratios.items():
+        middle, low, high = (floor(ratio[key] * 100) / 100 for key in ("median_ratio", "min", "max"))
+        lines.append(f"| {name} | {middle} [{low}, {high}] |")
+    return "\n".join(lines)
+
+
 def reached(recorded: dict, arm: str) -> str:
     """The median of the seconds to the score; runs that did not reach it count as endless."""
     seconds = sorted(float("inf") if s is None else s for s in recorded["seconds_to_score"][arm])
@@ -75,6 +93,9 @@ def fill(readme: str) -> str:
     tables = {
         "results ppo": results("ppo_action_mask"),
         "results dqn": results("dqn_action_mask"),
+        "results attention": results("ppo_attention_mask"),
+        "results grid": results("ppo_gridwise"),
+        "speed attention": attention_speed(),
         "speed ppo": speed("ppo"),
         "speed dqn": speed("dqn"),
     }

@@ -56,6 +56,27 @@ def open_run(args: Any, resumed: Path | None, step: int) -> tuple[Path, SummaryW
     return run_dir, writer
 
 
+def check_finite(metrics: torch.Tensor, weights: torch.Tensor, step: int, run_dir: Path | None) -> None:
+    """Stop a training that has diverged, before its weights are saved over the last good ones.
+
+    Args:
+        metrics, weights: of the last update, on every rank.
+        step: environment steps so far.
+        run_dir: the run's folder, None on ranks that do not write.
+
+    Raises:
+        ValueError: NaN or inf in either; names the last good checkpoint.
+    """
+    if torch.isfinite(metrics).all() and torch.isfinite(weights).all():
+        return
+    kept = run_dir / "checkpoint.pt" if run_dir else None
+    known = "known to rank 0" if kept is None else kept if kept.exists() else "none was written"
+    raise ValueError(
+        f"The loss or the weights are NaN or inf after {step} steps. Lower --learning-rate, or scale rewards and "
+        f"observations. Last good checkpoint: {known}."
+    )
+
+
 class StopOnSignal:
     """SIGINT and SIGTERM ask for a stop, which the training loop does at its next good moment; a second one kills."""
 
