@@ -32,4 +32,6 @@ register_batched("Masked/BinPlacement-v0", "envs.bin_placement:make_bin_placemen
 register_batched("Masked/Harvest-v0", "envs.harvest:Harvest")
 register_batched("Masked/PandaForest-v0", "envs.panda_forest:PandaForest")
 register_batched("Masked/OrderPicking-v0", "envs.order_picking:OrderPicking")
+register_batched("Masked/MicroRTS-v0", "envs.microrts:MicroRTS")
+register_batched("Masked/MicroRTSHarvest-v0", "envs.microrts:MicroRTSHarvest")
 gym.register("Masked/ConnectFour-v0", "envs.connect_four:ConnectFour")

@@ -1,0 +1,371 @@
+"""MicroRTS, the real-time strategy game of Gym-microRTS: an adapter that steps the Java game as a batched environment.
+
+The game is an optional package, see `INSTALL`. It runs in a Java virtual machine (JVM) inside of this process, which
+the first environment starts: there can be one in a process, and it stays until the process ends.
+"""
+
+import importlib
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.base import BatchedEnv
+from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, pixels, text
+
+INSTALL = (
+    "MicroRTS needs: pip install jpype1; pip install --no-deps --ignore-requires-python gym-microrts==0.6.0; and a "
+    "Java 17 runtime (Debian, Ubuntu: apt install openjdk-17-jre-headless), which JAVA_HOME names if it is not found."
+)
+REWARDS = ("WinLoss", "ResourceGather", "ProduceWorker", "ProduceBuilding", "Attack", "ProduceCombatUnit")
+CHOICES = np.array([6, 4, 4, 4, 4, 7, 49])  # (K,) a unit's action: type, four directions, what to produce, target
+STARTS = np.cumsum(CHOICES) - CHOICES  # (K,) where each field begins in a unit's mask (78,)
+USES = np.zeros((6, 6), bool)  # [action type, field after it]: what the type needs; the first type does nothing
+USES[[1, 2, 3, 4, 4, 5], [0, 1, 2, 3, 4, 5]] = True
+LEVELS = (5, 5, 3, 8, 6, 2)  # values of each layer that the game gives, one plane for each value; the last is optional
+
+
+def load_game() -> tuple[ModuleType, Path]:
+    """Start the JVM, unless it runs already: gym-microrts' bots, and the folder of the game with its maps.
+
+    gym-microrts' own `vec_env` is left out: it needs the old `gym`, it resets inside of `step`, so that final
+    observations are lost, and its JVM takes the signals that end a run.
+
+    Raises:
+        ImportError: a package or Java is missing; the message says how to install them.
+        RuntimeError: a JVM without the game runs in this process, or one that has been shut down.
+    """
+    try:
+        import jpype
+        import jpype.imports
+
+        bots = importlib.import_module("gym_microrts.microrts_ai")
+    except ImportError as error:
+        raise ImportError(f"{error}. {INSTALL}") from error
+    folder = Path(bots.__file__).parent / "microrts"
+    if not jpype.isJVMStarted():
+        for name in ("ai", "rts", "GNS", "mayariBot"):  # Java packages that the bots' module imports
+            jpype.imports.registerDomain(name)
+        jars = [folder / "microrts.jar", *sorted((folder / "lib" / "bots").glob("*.jar"))]
+        try:
+            jpype.startJVM(jpype.getDefaultJVMPath(), classpath=jars, convertStrings=False, interrupt=False)
+        except ValueError as error:
+            raise ImportError(f"No Java runtime was found. {INSTALL}") from error
+        except OSError as error:
+            raise RuntimeError(
+                f"The Java virtual machine (JVM) does not start: {error}. A process can have one, which cannot be "
+                f"started again once it was shut down: make the environment in a new process."
+            ) from error
+    try:
+        jpype.JClass("tests.JNIGridnetClient")
+    except TypeError as error:
+        raise RuntimeError(
+            "The Java virtual machine (JVM) of this process was started by other code, without MicroRTS, and a process "
+            "can have one: make the environment first, or in a process of its own."
+        ) from error
+    return bots, folder
+
+
+class MicroRTS(BatchedEnv):
+    """Command all units of an army at once, one action for each cell that holds a unit of one's own.
+
+    ## Description
+    Two players on a small map harvest resources, build bases, barracks, workers and soldiers, and try to destroy each
+    other; the rules are those of MicroRTS (Ontanon 2013), which runs as it is. A unit that was told to do something is
+    busy for some frames of the game and takes no orders meanwhile; moves and attacks take about ten.
+
+    ## Action Space
+    `MultiDiscrete` of shape (H, W, 7) with (6, 4, 4, 4, 4, 7, 49) choices in each cell, actions (N, H, W, 7) integers:
+
+    | field | meaning |
+    |-|-|
+    | 0 | 0 nothing, 1 move, 2 harvest, 3 return, 4 produce, 5 attack |
+    | 1-4 | the way to move, to harvest, to return, to produce: 0 up, 1 right, 2 down, 3 left |
+    | 5 | what to produce: 0 resource (never legal), 1 base, 2 barracks, 3 worker, 4 light, 5 heavy, 6 ranged |
+    | 6 | the attacked cell in the 7 x 7 cells around the unit, row by row; 24 is the unit itself |
+
+    ## Observation Space
+    A `Box` (27, H, W) uint8 of planes that are 0 or 1; with `partial_obs` (29, H, W), and hidden units are left out:
+
+    | planes | one of them is 1 in each cell |
+    |-|-|
+    | 0-4 | hit points: 0, 1, 2, 3, 4 or more |
+    | 5-9 | resources in the deposit, base or worker: 0, 1, 2, 3, 4 or more |
+    | 10-12 | owner: nobody, oneself, the opponent |
+    | 13-20 | what is there: nothing, resource, base, barracks, worker, light, heavy, ranged |
+    | 21-26 | what the unit is doing: the values of field 0 |
+    | 27-28 | with `partial_obs`: the game's last layer, whether the cell is visible |
+
+    Walls are not in the planes of gym-microrts 0.6.0.
+
+    ## Rewards
+    The sum of the game's six, weighted by `reward_weights`: +1 for a win and -1 for a loss; +1 for each harvest and for
+    each return that begins; for each worker; for each building; for each attack; for each soldier.
+
+    ## Starting State
+    That of the map. The seed changes nothing: the bots that use chance draw it in Java.
+
+    ## Episode End
+    Termination: one side has no unit left. Truncation: after `max_episode_steps`. `final_info` has `success`, 1 where
+    the game was won.
+
+    ## Action Mask
+    `agent_mask` (N, H, W) int8 is 1 where a unit of one's own takes orders; `action_mask` (N, 78, H, W) int8 is 1 where
+    it may do this, and 0 in other cells. A field without a legal entry, such as the target of a unit that cannot
+    attack, has its first one open; the type that would use it is illegal then. Orders that the mask forbids never
+    reach the game and are as good as nothing. Of orders that exclude each other, moves into one cell or products that
+    the resources do not pay for, the game takes the first, in the order of cells.
+
+    The game cannot be saved: there is no `get_state`, and a resumed run begins with new games.
+
+    ## Arguments
+    Args:
+        num_envs: N, environments in the batch, stepped one after the other in Java.
+        map_path: of the map, from the game's folder `microrts`, or absolute.
+        opponents: names of bots in `gym_microrts.microrts_ai`, such as coacAI, workerRushAI, randomBiasedAI and
+            passiveAI, dealt to the environments in turn.
+        partial_obs: hide what no unit of one's own sees, from both sides.
+        self_play: the environments 2i and 2i + 1 are the two seats of one game; the last of an odd number plays the
+            first of `opponents`.
+        frame_skip: frames after each step in which no orders are given; rewards are summed.
+        reward_weights: of the six rewards.
+        max_episode_steps: steps until truncation.
+        render_mode: "rgb_array" or None; drawn here, the game's own pictures need a screen.
+
+    Raises:
+        ImportError, RuntimeError: as `load_game`.
+        ValueError: unknown map or bot, or an argument out of its range.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> env = gym.make("Masked/MicroRTS-v0", opponents=("passiveAI",))  # doctest: +SKIP
+        >>> obs, info = env.reset()  # doctest: +SKIP
+        >>> obs.shape, info["action_mask"].shape, info["agent_mask"].sum()  # doctest: +SKIP
+        ((27, 8, 8), (78, 8, 8), 2)
+    """
+
+    metadata = BatchedEnv.metadata | {"render_modes": ["rgb_array"], "render_fps": 20}
+    # BatchedEnv's methods are hidden, so that `hasattr` says that the game cannot be saved.
+    get_state = set_state = property()
+
+    def __init__(
+        self,
+        num_envs: int,
+        map_path: str = "maps/8x8/basesWorkers8x8.xml",
+        opponents: str | tuple[str, ...] = ("coacAI",),
+        partial_obs: bool = False,
+        self_play: bool = False,
+        frame_skip: int = 0,
+        reward_weights: tuple[float, ...] = (10.0, 1.0, 1.0, 0.2, 1.0, 4.0),
+        max_episode_steps: int = 2000,
+        render_mode: str | None = None,
+    ):
+        names = (opponents,) if isinstance(opponents, str) else tuple(opponents)
+        if frame_skip < 0 or len(reward_weights) != len(REWARDS):
+            raise ValueError(
+                f"Expected frame_skip at least 0 and {len(REWARDS)} reward_weights, for {', '.join(REWARDS)}; got "
+                f"{frame_skip} and {reward_weights}."
+            )
+        bots, folder = load_game()
+        known = sorted(name for name, value in vars(bots).items() if callable(value))
+        if not names or set(names) - set(known):
+            raise ValueError(f"opponents must be among {', '.join(known)}; got {opponents!r}.")
+        path = folder / map_path
+        if not path.is_file():
+            raise ValueError(f"map_path {map_path!r} is no file; the maps of the game are in {folder / 'maps'}.")
+        world = ElementTree.parse(path).getroot()
+        self.height, self.width = int(world.get("height")), int(world.get("width"))
+        self.walls = np.array(list(world.findtext("terrain").strip())).reshape(self.height, self.width) == "1"
+        self.frame_skip, self.reward_weights = frame_skip, np.array(reward_weights, np.float64)
+
+        levels = np.array(LEVELS if partial_obs else LEVELS[:-1])
+        self._layer, self._most = np.repeat(np.arange(len(levels)), levels), (levels - 1)[:, None, None]
+        self._value = np.concatenate([np.arange(n) for n in levels])[:, None, None]  # (C, 1, 1)
+        shape = (self.height, self.width)
+        observation_space = spaces.Box(0, 1, (levels.sum(), *shape), np.uint8)
+        super().__init__(num_envs, observation_space, self._action_space(), max_episode_steps, render_mode)
+        self.layers = np.zeros((num_envs, len(levels), *shape), np.int32)  # what the game shows
+        self.masks = np.zeros((num_envs, shape[0] * shape[1], 1 + CHOICES.sum()), np.int8)  # takes orders; legal ones
+        self.won = np.zeros(num_envs, bool)
+
+        from jpype import JArray, JClass, JInt
+
+        self._no_orders, self._to_java = JArray(JArray(JInt))([]), JArray.of
+        units = JClass("rts.units.UnitTypeTable")()
+        rewards = JArray(JClass("ai.rewardfunction.RewardFunctionInterface"))(
+            [JClass(f"ai.rewardfunction.{name}RewardFunction")() for name in REWARDS]
+        )
+        pairs = num_envs // 2 if self_play else 0
+        pair, single = JClass("tests.JNIGridnetClientSelfPlay"), JClass("tests.JNIGridnetClient")
+        self.games = [  # each with the environments that are its seats
+            (pair(rewards, "", str(path), units, partial_obs), (2 * i, 2 * i + 1)) for i in range(pairs)
+        ]
+        for i in range(2 * pairs, num_envs):
+            bot = getattr(bots, names[(i - 2 * pairs) % len(names)])(units)
+            self.games.append((single(rewards, "", str(path), bot, units, partial_obs), (i,)))
+
+    def _action_space(self) -> spaces.MultiDiscrete:
+        return spaces.MultiDiscrete(np.tile(CHOICES, (self.height, self.width, 1)))
+
+    def _orders(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Who is told what: environments (P,), cells (P,) and actions (P, 7)."""
+        rows, cells = np.nonzero(self.masks[..., 0])
+        return rows, cells, actions.reshape(self.num_envs, -1, len(CHOICES))[rows, cells]
+
+    def _reset_rows(self, rows: np.ndarray) -> None:
+        wanted = set(rows.tolist())
+        self.won[rows] = False
+        for game, seats in self.games:
+            if wanted.issuperset(seats):
+                if len(seats) == 1:
+                    self._look(game, seats, [game.reset(0)])
+                else:
+                    game.reset()
+                    self._look(game, seats, [game.getResponse(0), game.getResponse(1)])
+
+    def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
+        rows, cells, orders = self._orders(np.asarray(actions))
+        legal = np.take_along_axis(self.masks[rows, cells, 1:], orders + STARTS, axis=1) > 0
+        given = (orders[:, 0] > 0) & legal[:, 0] & (legal[:, 1:] | ~USES[orders[:, 0]]).all(axis=1)
+        lists = np.column_stack([cells, orders])[given].astype(np.int32)
+        counts = np.bincount(rows[given], minlength=self.num_envs)
+        lists = np.split(lists, np.cumsum(counts)[:-1])
+        rewards, over = np.zeros((self.num_envs, len(REWARDS))), np.zeros(self.num_envs, bool)
+        for game, seats in self.games:
+            told = [self._to_java(lists[seat]) if counts[seat] else self._no_orders for seat in seats]
+            for _ in range(1 + self.frame_skip):
+                if len(seats) == 1:
+                    responses = [game.gameStep(told[0], 0)]
+                else:
+                    game.gameStep(*told)
+                    responses = [game.getResponse(0), game.getResponse(1)]
+                rewards[seats, :] += [response.reward for response in responses]
+                if responses[0].done[0]:  # what WinLoss says
+                    over[list(seats)] = True
+                    break
+                told = [self._no_orders] * len(seats)
+            self._look(game, seats, responses)
+        self.won = rewards[:, 0] > 0
+        return rewards @ self.reward_weights, over
+
+    def _look(self, game: Any, seats: tuple[int, ...], responses: list[Any]) -> None:
+        for player, (seat, response) in enumerate(zip(seats, responses, strict=True)):
+            self.layers[seat] = response.observation
+            self.masks[seat] = np.asarray(game.getMasks(player)).reshape(self.masks.shape[1:])
+
+    def _observe(self, rows: np.ndarray) -> np.ndarray:
+        layers = self.layers[rows].clip(0, self._most)
+        return (layers[:, self._layer] == self._value).view(np.uint8)
+
+    def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        masks = self.masks[rows]
+        masks[..., 1:] = open_empty_fields(masks[..., 1:], CHOICES) * masks[..., :1]
+        masks = np.moveaxis(masks, 2, 1).reshape(len(rows), -1, self.height, self.width)
+        return {"action_mask": masks[:, 1:].copy(), "agent_mask": masks[:, 0].copy()}
+
+    def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"success": self.won[rows].astype(np.float64)}
+
+    def _render_rgb(self, row: int) -> np.ndarray:
+        # Drawn at twice the size and halved at the end: smooth edges.
+        tile, top = 2 * max(20, 480 // self.width), 72
+        image, draw = canvas(tile * self.width, tile * self.height + top)
+        points, resources, owners, kinds, doing = self.layers[row, :5].clip(0)
+        sides = [f"{name} {(owners == i).sum()}" for i, name in ((1, "units: own"), (2, "opponent"))]
+        text(draw, (image.width / 2, top / 2), f"step {self.elapsed[row]}, {', '.join(sides)}", 32)
+        for y, x in np.ndindex(kinds.shape):
+            left, above, kind = x * tile, y * tile + top, kinds[y, x]
+            middle = (left + tile / 2, above + tile / 2)
+            box = [left, above, left + tile, above + tile]
+            draw.rectangle(box, fill=MUTED if self.walls[y, x] else PAPER, outline=GRID, width=2)
+            if not kind:
+                continue
+            gap = tile * (0.1, 0.1, 0.06, 0.14, 0.3, 0.24, 0.14, 0.24)[kind]
+            box = [left + gap, above + gap, left + tile - gap, above + tile - gap]
+            fill = GOLD if kind == 1 else (LEGAL, ACCENT, ILLEGAL)[owners[y, x]]
+            shape = draw.rectangle if kind <= 3 else draw.ellipse
+            shape(box, fill=fill, outline=GOLD if doing[y, x] else INK, width=max(2, tile // 20))
+            count = str(resources[y, x]) if resources[y, x] else ("", "", "", "B", "", "L", "H", "R")[kind]
+            text(draw, middle, count, int(tile * 0.3), INK if kind == 1 else PAPER)
+            if kind > 1 and points[y, x] > 1:
+                text(draw, (left + tile * 0.9, above + tile * 0.14), str(points[y, x]), int(tile * 0.2))
+        return pixels(image.reduce(2))
+
+
+class MicroRTSHarvest(MicroRTS):
+    """Harvest resources and return them, undisturbed: the task on which invalid action masking was published.
+
+    ## Description
+    As `MicroRTS`, against a bot that does nothing, and one unit gets an order in a step, which lasts ten frames of the
+    game: one with the order, and nine without. Huang & Ontanon 2020, https://arxiv.org/abs/2006.14171.
+
+    ## Action Space
+    `MultiDiscrete([H * W, 6, 4, 4, 4, 4, 7, 49])`: the cell of the unit, row by row, and its action as in `MicroRTS`.
+
+    ## Observation Space
+    The planes (27, H, W) uint8 of `MicroRTS`.
+
+    ## Rewards
+    +1 for each harvest and +1 for each return, when it begins.
+
+    ## Starting State
+    A base and a worker for each side; see `size`.
+
+    ## Episode End
+    Truncation after `max_episode_steps`. Termination only if one side loses its last unit: attacks are possible.
+
+    ## Action Mask
+    `action_mask` (N, H * W + 78) int8. The cells are those of units that take orders. Every other field has what at
+    least one of these units may do: the fields of a mask are independent, so it may allow what the chosen unit
+    cannot do, and such an order does nothing. It masks source and target units, as the paper does, and types and ways
+    besides. A field without a legal entry has its first one open, and so has the field of cells if all units are busy.
+
+    ## Arguments
+    Args:
+        num_envs: N, environments in the batch.
+        size: of the map basesWorkers: 4, 8, 10, 12, 16 or 24; the paper has 4, 10, 16 and 24.
+        max_episode_steps: steps until truncation.
+        render_mode: "rgb_array" or None.
+
+    Raises:
+        ImportError, RuntimeError, ValueError: as `MicroRTS`.
+    """
+
+    def __init__(self, num_envs: int, size: int = 10, max_episode_steps: int = 200, render_mode: str | None = None):
+        super().__init__(
+            num_envs,
+            f"maps/{size}x{size}/basesWorkers{size}x{size}.xml",
+            ("passiveAI",),
+            frame_skip=9,
+            reward_weights=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+            max_episode_steps=max_episode_steps,
+            render_mode=render_mode,
+        )
+
+    def _action_space(self) -> spaces.MultiDiscrete:
+        return spaces.MultiDiscrete([self.height * self.width, *CHOICES])
+
+    def _orders(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._rows, actions[:, 0], actions[:, 1:]
+
+    def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        masks = self.masks[rows]
+        legal = np.concatenate([masks[..., 0], masks[..., 1:].max(axis=1)], axis=1)
+        return {"action_mask": open_empty_fields(legal, self.single_action_space.nvec)}
+
+    def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {}
+
+
+def open_empty_fields(masks: np.ndarray, nvec: np.ndarray) -> np.ndarray:
+    """Masks (..., sum(nvec)) int8 in which a field without a legal entry has its first one open.
+
+    >>> open_empty_fields(np.array([0, 1, 0, 0, 0], np.int8), np.array([2, 3]))
+    array([0, 1, 1, 0, 0], dtype=int8)
+    """
+    masks, starts = masks.copy(), np.cumsum(nvec) - nvec
+    masks[..., starts] |= np.add.reduceat(masks, starts, axis=-1) == 0
+    return masks
