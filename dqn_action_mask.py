@@ -289,7 +289,7 @@ def make_envs(args: Args, num_envs: int, require_mask: bool, render_mode: str | 
 def evaluate(
     agent: nn.Module, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000
 ) -> dict[str, float]:
-    """Play `args.eval_episodes` greedy episodes, the mask applied or removed, and average over them.
+    """Play `args.eval_episodes` episodes, the mask applied or removed, and average over them.
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
     is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
@@ -304,7 +304,7 @@ def evaluate(
     illegal = steps = 0
     while left.any():
         mask = infos["action_mask"]
-        actions = greedy_actions(agent, obs, mask, use_mask, device)
+        actions = eval_actions(agent, obs, mask, use_mask, device)
         illegal += (envs.illegal(actions, mask) * (left > 0)).sum()
         steps += (left > 0).sum()
         obs, _, _, _, infos = envs.step(actions)
@@ -324,7 +324,7 @@ def evaluate(
     return scores | {"illegal_rate": float(illegal / steps)}
 
 
-def greedy_actions(
+def eval_actions(
     agent: nn.Module, obs: np.ndarray, mask: np.ndarray, use_mask: bool, device: torch.device
 ) -> np.ndarray:
     """What the agent thinks best, from the host and to it: int64 (N,) or (N, K)."""
@@ -710,7 +710,7 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
     if args.capture_video:
 
         def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            return greedy_actions(agent, obs, mask, masks_acting(args), device)
+            return eval_actions(agent, obs, mask, masks_acting(args), device)
 
         envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
         write_video(writer, envs, act, run_dir / "agent.gif", step)

@@ -115,7 +115,7 @@ class Args:
     """end an update's epochs early beyond this approximate KL divergence"""
     ratio: Literal["joint", "agent"] = "agent"
     """joint: one clipped ratio for the action of all agents of a map; agent: one for each agent"""
-    channels: int = 32
+    channels: int = 16
     """channels of the convolutions at full size; twice as many at half size"""
 
     # Runtime
@@ -342,10 +342,6 @@ class Agent(nn.Module):
         legal = rearrange(masks[:, 1:], "b a h w -> b h w a")[agents] if use_mask else None
         return CategoricalMap(logits, agents, legal, self.nvec, validate=False), values
 
-    def greedy(self, obs: Tensor, masks: Tensor, use_mask: bool) -> Tensor:
-        """The most probable actions (B, H, W) or (B, H, W, K)."""
-        return self(obs, masks, use_mask)[0].mode
-
 
 def flat_parameters(module: nn.Module) -> nn.Parameter:
     """Move all parameters into one vector, of which they become views, and their gradients likewise.
@@ -438,7 +434,7 @@ def make_envs(args: Args, num_envs: int, require_mask: bool, render_mode: str | 
 def evaluate(
     agent: nn.Module, args: Args, device: torch.device, use_mask: bool, seed: int = 10_000
 ) -> dict[str, float]:
-    """Play `args.eval_episodes` greedy episodes, the mask applied or removed, and average over them.
+    """Play `args.eval_episodes` episodes, the mask applied or removed, and average over them.
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
     is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
@@ -453,7 +449,7 @@ def evaluate(
     illegal = steps = 0
     while left.any():
         mask = infos["action_mask"]
-        actions = greedy_actions(agent, obs, mask, use_mask, device)
+        actions = eval_actions(agent, obs, mask, use_mask, device)
         illegal += (envs.illegal(actions, mask) * (left > 0)).sum()
         steps += (left > 0).sum()
         obs, _, _, _, infos = envs.step(actions)
@@ -473,13 +469,16 @@ def evaluate(
     return scores | {"illegal_rate": float(illegal / steps)}
 
 
-def greedy_actions(
+def eval_actions(
     agent: nn.Module, obs: np.ndarray, mask: np.ndarray, use_mask: bool, device: torch.device
 ) -> np.ndarray:
-    """What the agent thinks best, from the host and to it: int64 (N, H, W) or (N, H, W, K)."""
+    """Sampled actions, from the host and to it: int64 (N, H, W) or (N, H, W, K).
+
+    Not the most probable ones: agents that play deterministically and want the same cell wait for each other for ever.
+    """
     b_mask = torch.from_numpy(mask).bool().to(device)
     with torch.inference_mode():
-        return agent.greedy(torch.from_numpy(obs).to(device), b_mask, use_mask).cpu().numpy()
+        return agent(torch.from_numpy(obs).to(device), b_mask, use_mask)[0].sample().cpu().numpy()
 
 
 def masks_acting(args: Args) -> bool:
@@ -807,7 +806,7 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
     if args.capture_video:
 
         def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-            return greedy_actions(agent, obs, mask, masks_acting(args), device)
+            return eval_actions(agent, obs, mask, masks_acting(args), device)
 
         envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
         write_video(writer, envs, act, run_dir / "agent.gif", step)

@@ -36,7 +36,7 @@ def load_game() -> tuple[ModuleType, Path]:
 
     Raises:
         ImportError: a package or Java is missing; the message says how to install them.
-        RuntimeError: a JVM without the game runs in this process, or one that has been shut down.
+        RuntimeError: this process has a JVM without the game, or one that has been shut down.
     """
     try:
         import jpype
@@ -46,25 +46,19 @@ def load_game() -> tuple[ModuleType, Path]:
     except ImportError as error:
         raise ImportError(f"{error}. {INSTALL}") from error
     folder = Path(bots.__file__).parent / "microrts"
-    if not jpype.isJVMStarted():
-        for name in ("ai", "rts", "GNS", "mayariBot"):  # Java packages that the bots' module imports
-            jpype.imports.registerDomain(name)
-        jars = [folder / "microrts.jar", *sorted((folder / "lib" / "bots").glob("*.jar"))]
-        try:
-            jpype.startJVM(jpype.getDefaultJVMPath(), classpath=jars, convertStrings=False, interrupt=False)
-        except ValueError as error:
-            raise ImportError(f"No Java runtime was found. {INSTALL}") from error
-        except OSError as error:
-            raise RuntimeError(
-                f"The Java virtual machine (JVM) does not start: {error}. A process can have one, which cannot be "
-                f"started again once it was shut down: make the environment in a new process."
-            ) from error
     try:
+        if not jpype.isJVMStarted():
+            for name in ("ai", "rts", "GNS", "mayariBot"):  # Java packages that the bots' module imports
+                jpype.imports.registerDomain(name)
+            jars = [folder / "microrts.jar", *sorted((folder / "lib" / "bots").glob("*.jar"))]
+            jpype.startJVM(jpype.getDefaultJVMPath(), classpath=jars, convertStrings=False, interrupt=False)
         jpype.JClass("tests.JNIGridnetClient")
-    except TypeError as error:
+    except ValueError as error:
+        raise ImportError(f"No Java runtime was found. {INSTALL}") from error
+    except (OSError, TypeError) as error:
         raise RuntimeError(
-            "The Java virtual machine (JVM) of this process was started by other code, without MicroRTS, and a process "
-            "can have one: make the environment first, or in a process of its own."
+            f"The Java virtual machine (JVM) of this process cannot run MicroRTS: {error}. Other code started it, or it "
+            f"was shut down, and a process can have but one: make the environment first, or in a process of its own."
         ) from error
     return bots, folder
 
@@ -254,6 +248,7 @@ class MicroRTS(BatchedEnv):
     def _look(self, game: Any, seats: tuple[int, ...], responses: list[Any]) -> None:
         for player, (seat, response) in enumerate(zip(seats, responses, strict=True)):
             self.layers[seat] = response.observation
+            self.layers[seat, 2] *= self.layers[seat, 3] != 1  # the game gives resources to the second player
             self.masks[seat] = np.asarray(game.getMasks(player)).reshape(self.masks.shape[1:])
 
     def _observe(self, rows: np.ndarray) -> np.ndarray:
@@ -273,25 +268,25 @@ class MicroRTS(BatchedEnv):
         # Drawn at twice the size and halved at the end: smooth edges.
         tile, top = 2 * max(20, 480 // self.width), 72
         image, draw = canvas(tile * self.width, tile * self.height + top)
-        points, resources, owners, kinds, doing = self.layers[row, :5].clip(0)
-        sides = [f"{name} {(owners == i).sum()}" for i, name in ((1, "units: own"), (2, "opponent"))]
-        text(draw, (image.width / 2, top / 2), f"step {self.elapsed[row]}, {', '.join(sides)}", 32)
+        points, resources, owners, kinds, doing = self.layers[row, :5]
+        counts = [(owners == side).sum() for side in (1, 2)]
+        text(draw, (image.width / 2, top / 2), "step {}, {} units, opponent {}".format(self.elapsed[row], *counts), 32)
         for y, x in np.ndindex(kinds.shape):
             left, above, kind = x * tile, y * tile + top, kinds[y, x]
-            middle = (left + tile / 2, above + tile / 2)
-            box = [left, above, left + tile, above + tile]
-            draw.rectangle(box, fill=MUTED if self.walls[y, x] else PAPER, outline=GRID, width=2)
-            if not kind:
-                continue
-            gap = tile * (0.1, 0.1, 0.06, 0.14, 0.3, 0.24, 0.14, 0.24)[kind]
-            box = [left + gap, above + gap, left + tile - gap, above + tile - gap]
-            fill = GOLD if kind == 1 else (LEGAL, ACCENT, ILLEGAL)[owners[y, x]]
-            shape = draw.rectangle if kind <= 3 else draw.ellipse
-            shape(box, fill=fill, outline=GOLD if doing[y, x] else INK, width=max(2, tile // 20))
-            count = str(resources[y, x]) if resources[y, x] else ("", "", "", "B", "", "L", "H", "R")[kind]
-            text(draw, middle, count, int(tile * 0.3), INK if kind == 1 else PAPER)
-            if kind > 1 and points[y, x] > 1:
-                text(draw, (left + tile * 0.9, above + tile * 0.14), str(points[y, x]), int(tile * 0.2))
+            box = np.array([left, above, left + tile, above + tile])
+            draw.rectangle(box.tolist(), fill=MUTED if self.walls[y, x] else PAPER, outline=GRID, width=2)
+            if kind > 0:
+                gap = tile * (0.1, 0.06, 0.14, 0.3, 0.24, 0.14, 0.24)[kind - 1]
+                fill = (GOLD, ACCENT, ILLEGAL)[owners[y, x]]
+                shape = draw.rectangle if kind <= 3 else draw.ellipse
+                edge = {"outline": GOLD if doing[y, x] else INK, "width": tile // 20}
+                shape((box + (gap, gap, -gap, -gap)).tolist(), fill=fill, **edge)
+                label = str(resources[y, x] or ("", "", "B", "", "L", "H", "R")[kind - 1])
+                text(draw, (left + tile / 2, above + tile / 2), label, int(tile * 0.3), INK if kind == 1 else PAPER)
+            if kind > 1:
+                health = tile * 0.8 * points[y, x] / (10, 4, 1, 4, 4, 1)[kind - 2]
+                bar = [left + tile * 0.1, above + tile * 0.9, left + tile * 0.1 + health, above + tile * 0.96]
+                draw.rectangle(bar, fill=LEGAL, outline=PAPER)
         return pixels(image.reduce(2))
 
 

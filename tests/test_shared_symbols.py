@@ -11,7 +11,7 @@ SCRIPTS = (PPO, DQN, ATTENTION, GRID)
 SHARED = {
     SCRIPTS: ("flat_parameters", "evaluate", "masks_acting", "make_update", "agreed"),
     (PPO, DQN, GRID): ("finish",),
-    (PPO, DQN, ATTENTION): ("greedy_actions",),
+    (PPO, DQN, ATTENTION): ("eval_actions",),
     (PPO, DQN): ("on_host", "make_envs"),
     (PPO, ATTENTION, GRID): ("CategoricalMasked", "layer_init", "compute_gae"),
     (PPO, ATTENTION): ("ppo_loss",),
@@ -24,7 +24,7 @@ DIFFERENT = {
     "make_envs",
     "check_args",
     "finish",
-    "greedy_actions",
+    "eval_actions",
     "ppo_loss",
 }  # the same name, another text
 
