@@ -57,8 +57,8 @@ def load_game() -> tuple[ModuleType, Path]:
         raise ImportError(f"No Java runtime was found. {INSTALL}") from error
     except (OSError, TypeError) as error:
         raise RuntimeError(
-            f"The Java virtual machine (JVM) of this process cannot run MicroRTS: {error}. Other code started it, or it "
-            f"was shut down, and a process can have but one: make the environment first, or in a process of its own."
+            f"The Java virtual machine (JVM) of this process cannot run MicroRTS: {error}. Other code started it, or "
+            f"shut it down, and a process can have but one: make the environment first, or in a process of its own."
         ) from error
     return bots, folder
 
@@ -69,7 +69,7 @@ class MicroRTS(BatchedEnv):
     ## Description
     Two players on a small map harvest resources, build bases, barracks, workers and soldiers, and try to destroy each
     other; the rules are those of MicroRTS (Ontanon 2013), which runs as it is. A unit that was told to do something is
-    busy for some frames of the game and takes no orders meanwhile; moves and attacks take about ten.
+    busy for some frames of the game and takes no orders meanwhile: a worker's move takes 10, its harvest 20.
 
     ## Action Space
     `MultiDiscrete` of shape (H, W, 7) with (6, 4, 4, 4, 4, 7, 49) choices in each cell, actions (N, H, W, 7) integers:
@@ -96,8 +96,8 @@ class MicroRTS(BatchedEnv):
     Walls are not in the planes of gym-microrts 0.6.0.
 
     ## Rewards
-    The sum of the game's six, weighted by `reward_weights`: +1 for a win and -1 for a loss; +1 for each harvest and for
-    each return that begins; for each worker; for each building; for each attack; for each soldier.
+    The sum of the game's six, weighted by `reward_weights`: +1 for a win and -1 for a loss; +1 for each harvest and
+    each return; for each worker; each building; each attack; each soldier. All but the first count when they begin.
 
     ## Starting State
     That of the map. The seed changes nothing: the bots that use chance draw it in Java.
@@ -159,10 +159,8 @@ class MicroRTS(BatchedEnv):
     ):
         names = (opponents,) if isinstance(opponents, str) else tuple(opponents)
         if frame_skip < 0 or len(reward_weights) != len(REWARDS):
-            raise ValueError(
-                f"Expected frame_skip at least 0 and {len(REWARDS)} reward_weights, for {', '.join(REWARDS)}; got "
-                f"{frame_skip} and {reward_weights}."
-            )
+            expected = f"frame_skip at least 0 and {len(REWARDS)} reward_weights, for {', '.join(REWARDS)}"
+            raise ValueError(f"Expected {expected}; got {frame_skip} and {reward_weights}.")
         bots, folder = load_game()
         known = sorted(name for name, value in vars(bots).items() if callable(value))
         if not names or set(names) - set(known):
@@ -188,18 +186,19 @@ class MicroRTS(BatchedEnv):
         from jpype import JArray, JClass, JInt
 
         self._no_orders, self._to_java = JArray(JArray(JInt))([]), JArray.of
+        self._hide = JClass("rts.PartiallyObservableGameState") if partial_obs else None  # its own lags by one frame
         units = JClass("rts.units.UnitTypeTable")()
         rewards = JArray(JClass("ai.rewardfunction.RewardFunctionInterface"))(
             [JClass(f"ai.rewardfunction.{name}RewardFunction")() for name in REWARDS]
         )
-        pairs = num_envs // 2 if self_play else 0
+        paired = num_envs // 2 * 2 if self_play else 0
         pair, single = JClass("tests.JNIGridnetClientSelfPlay"), JClass("tests.JNIGridnetClient")
-        self.games = [  # each with the environments that are its seats
-            (pair(rewards, "", str(path), units, partial_obs), (2 * i, 2 * i + 1)) for i in range(pairs)
-        ]
-        for i in range(2 * pairs, num_envs):
-            bot = getattr(bots, names[(i - 2 * pairs) % len(names)])(units)
-            self.games.append((single(rewards, "", str(path), bot, units, partial_obs), (i,)))
+        self.games = []  # each with the environments that are its seats, and who we are if there is only one
+        for i in range(0, paired, 2):
+            self.games.append((pair(rewards, "", str(path), units, partial_obs), (i, i + 1), ()))
+        for i in range(paired, num_envs):
+            bot = getattr(bots, names[(i - paired) % len(names)])(units)
+            self.games.append((single(rewards, "", str(path), bot, units, partial_obs), (i,), (0,)))
 
     def _action_space(self) -> spaces.MultiDiscrete:
         return spaces.MultiDiscrete(np.tile(CHOICES, (self.height, self.width, 1)))
@@ -210,46 +209,39 @@ class MicroRTS(BatchedEnv):
         return rows, cells, actions.reshape(self.num_envs, -1, len(CHOICES))[rows, cells]
 
     def _reset_rows(self, rows: np.ndarray) -> None:
-        wanted = set(rows.tolist())
-        self.won[rows] = False
-        for game, seats in self.games:
-            if wanted.issuperset(seats):
-                if len(seats) == 1:
-                    self._look(game, seats, [game.reset(0)])
-                else:
-                    game.reset()
-                    self._look(game, seats, [game.getResponse(0), game.getResponse(1)])
+        for game, seats, player in self.games:
+            if seats[0] in rows:
+                game.reset(*player)
+                self._look(game, seats)
 
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, cells, orders = self._orders(np.asarray(actions))
         legal = np.take_along_axis(self.masks[rows, cells, 1:], orders + STARTS, axis=1) > 0
         given = (orders[:, 0] > 0) & legal[:, 0] & (legal[:, 1:] | ~USES[orders[:, 0]]).all(axis=1)
-        lists = np.column_stack([cells, orders])[given].astype(np.int32)
-        counts = np.bincount(rows[given], minlength=self.num_envs)
-        lists = np.split(lists, np.cumsum(counts)[:-1])
+        lists, counts = np.column_stack([cells, orders])[given], np.bincount(rows[given], minlength=self.num_envs)
+        lists = np.split(lists.astype(np.int32), np.cumsum(counts)[:-1])
         rewards, over = np.zeros((self.num_envs, len(REWARDS))), np.zeros(self.num_envs, bool)
-        for game, seats in self.games:
+        for game, seats, player in self.games:
             told = [self._to_java(lists[seat]) if counts[seat] else self._no_orders for seat in seats]
             for _ in range(1 + self.frame_skip):
-                if len(seats) == 1:
-                    responses = [game.gameStep(told[0], 0)]
-                else:
-                    game.gameStep(*told)
-                    responses = [game.getResponse(0), game.getResponse(1)]
-                rewards[seats, :] += [response.reward for response in responses]
-                if responses[0].done[0]:  # what WinLoss says
-                    over[list(seats)] = True
-                    break
+                answer = game.gameStep(*told, *player)
                 told = [self._no_orders] * len(seats)
-            self._look(game, seats, responses)
+                for i, seat in enumerate(seats):
+                    response = answer or game.getResponse(i)
+                    rewards[seat] += response.reward
+                    over[seat] = response.done[0]  # what WinLoss says
+                if over[seats[0]]:
+                    break
+            self._look(game, seats)
         self.won = rewards[:, 0] > 0
         return rewards @ self.reward_weights, over
 
-    def _look(self, game: Any, seats: tuple[int, ...], responses: list[Any]) -> None:
-        for player, (seat, response) in enumerate(zip(seats, responses, strict=True)):
-            self.layers[seat] = response.observation
+    def _look(self, game: Any, seats: tuple[int, ...]) -> None:
+        for i, seat in enumerate(seats):
+            state = self._hide(game.gs, i) if self._hide else game.gs
+            self.layers[seat] = state.getMatrixObservation(i)
             self.layers[seat, 2] *= self.layers[seat, 3] != 1  # the game gives resources to the second player
-            self.masks[seat] = np.asarray(game.getMasks(player)).reshape(self.masks.shape[1:])
+            self.masks[seat] = np.asarray(game.getMasks(i)).reshape(self.masks.shape[1:])
 
     def _observe(self, rows: np.ndarray) -> np.ndarray:
         layers = self.layers[rows].clip(0, self._most)
@@ -269,8 +261,8 @@ class MicroRTS(BatchedEnv):
         tile, top = 2 * max(20, 480 // self.width), 72
         image, draw = canvas(tile * self.width, tile * self.height + top)
         points, resources, owners, kinds, doing = self.layers[row, :5]
-        counts = [(owners == side).sum() for side in (1, 2)]
-        text(draw, (image.width / 2, top / 2), "step {}, {} units, opponent {}".format(self.elapsed[row], *counts), 32)
+        own, other = ((owners == side).sum() for side in (1, 2))
+        text(draw, (image.width / 2, top / 2), f"step {self.elapsed[row]}, {own} units, opponent {other}", 32)
         for y, x in np.ndindex(kinds.shape):
             left, above, kind = x * tile, y * tile + top, kinds[y, x]
             box = np.array([left, above, left + tile, above + tile])
@@ -315,13 +307,14 @@ class MicroRTSHarvest(MicroRTS):
     ## Action Mask
     `action_mask` (N, H * W + 78) int8. The cells are those of units that take orders. Every other field has what at
     least one of these units may do: the fields of a mask are independent, so it may allow what the chosen unit
-    cannot do, and such an order does nothing. It masks source and target units, as the paper does, and types and ways
-    besides. A field without a legal entry has its first one open, and so has the field of cells if all units are busy.
+    cannot do, and such an order does nothing. A field without a legal entry has its first one open, and so has the
+    field of cells if all units are busy.
 
     ## Arguments
     Args:
         num_envs: N, environments in the batch.
         size: of the map basesWorkers: 4, 8, 10, 12, 16 or 24; the paper has 4, 10, 16 and 24.
+        units_only: mask the source and the target units only, as the paper does; types and ways are all open.
         max_episode_steps: steps until truncation.
         render_mode: "rgb_array" or None.
 
@@ -329,7 +322,15 @@ class MicroRTSHarvest(MicroRTS):
         ImportError, RuntimeError, ValueError: as `MicroRTS`.
     """
 
-    def __init__(self, num_envs: int, size: int = 10, max_episode_steps: int = 200, render_mode: str | None = None):
+    def __init__(
+        self,
+        num_envs: int,
+        size: int = 10,
+        units_only: bool = False,
+        max_episode_steps: int = 200,
+        render_mode: str | None = None,
+    ):
+        self.units_only = units_only
         super().__init__(
             num_envs,
             f"maps/{size}x{size}/basesWorkers{size}x{size}.xml",
@@ -349,6 +350,8 @@ class MicroRTSHarvest(MicroRTS):
     def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         masks = self.masks[rows]
         legal = np.concatenate([masks[..., 0], masks[..., 1:].max(axis=1)], axis=1)
+        if self.units_only:
+            legal[:, masks.shape[1] : -CHOICES[-1]] = 1
         return {"action_mask": open_empty_fields(legal, self.single_action_space.nvec)}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -191,8 +191,10 @@ def test_self_play_has_two_seats_of_one_game_and_partial_observability_hides():
     envs = make_vec(GRID, 2, kwargs | {"self_play": True}, layout="grid")
     obs, infos = envs.reset()
     assert obs.shape == (2, 29, 16, 16)
-    for _ in range(20):
-        assert obs[:, 11].any((1, 2)).all() and not obs[:, 12].any()  # nobody sees the other
+    for step in range(300):
+        agents = infos["action_mask"][:, 0] > 0
+        np.testing.assert_array_equal(agents, (obs[:, 11] & obs[:, 21]) == 1)  # units are seen when they take orders
+        assert obs[:, 11].any((1, 2)).all() and (step > 50 or not obs[:, 12].any())  # the other is far away at first
         obs, *_, infos = envs.step(random_orders(rng, infos))
 
 
@@ -217,6 +219,8 @@ def test_harvest_pays_one_for_each_harvest_and_return():
         assert truncations.all() == truncations.any() == (step == 200)
     np.testing.assert_array_equal(total, paid)
     assert total.sum() > 4
+    mask = make_vec(HARVEST, 1, {"size": 4, "units_only": True}).reset()[1]["action_mask"][0]
+    assert mask[:16].sum() == 2 and mask[16:-49].all() and mask[-49:].sum() == 1  # base and worker; no target yet
 
 
 @in_a_process
@@ -237,8 +241,8 @@ def test_the_scripts_train_on_it(tmp_path):
     small = shlex.split("--num-envs 4 --num-steps 32 --total-timesteps 512 --eval-episodes 2")
     (tmp_path / "grid").mkdir()
     map_path = ("map_path", "maps/8x8/basesWorkers8x8.xml", "max_episode_steps", "60")
-    done = script.run(tmp_path / "grid", "ppo_gridwise", "--env-id", GRID, *small, "--minibatch-size", "64", "--capture-video",
-                      "--env-kwargs", *map_path)  # fmt: skip
+    done = script.run(tmp_path / "grid", "ppo_gridwise", "--env-id", GRID, *small, "--capture-video",
+                      "--minibatch-size", "64", "--env-kwargs", *map_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Evaluation: episodic_return" in done.stdout and "success" in done.stdout
     (tmp_path / "flat").mkdir()
