@@ -41,8 +41,8 @@ RUNS = {
         "OrderPicking": "--env-id Masked/OrderPicking-v0 --pointer --total-timesteps 100000",
     },
     "ppo_gridwise": {
-        "Harvest": "--env-id Masked/Harvest-v0",
-        "Harvest, joint ratio": "--env-id Masked/Harvest-v0 --ratio joint",
+        "Harvest": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --compile",
+        "Harvest, joint ratio": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --compile --ratio joint",
     },
 }
 CODE = (
