@@ -124,7 +124,7 @@ class Args:
     torch_deterministic: bool = True
     """use deterministic kernels only"""
     compile: bool = False
-    """compile the gradient of the loss: about 10 s at the start (1 s from the cache), faster updates after"""
+    """compile gradient, clipping and Adam: about 10 s at the start (1 s from the cache), faster updates after"""
     num_threads: int = 1
     """torch's CPU threads in each process; small networks gain nothing from more"""
 
