@@ -100,9 +100,10 @@ def fill(readme: str) -> str:
         "speed dqn": speed("dqn"),
     }
     for name, table in tables.items():
-        readme = re.sub(
-            f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", lambda m, t=table: m[1] + t + m[2], readme, flags=re.S
-        )
+        marked = re.compile(f"(<!-- {name} -->\\n).*?(\\n<!-- /{name} -->)", re.S)
+        readme, found = marked.subn(lambda m, t=table: m[1] + t + m[2], readme)
+        if found != 1:
+            raise ValueError(f"README.md has {found} places for the table {name!r}, expected 1.")
     return readme
 
 
