@@ -85,7 +85,7 @@ def reached(recorded: dict, arm: str) -> str:
     """The median of the seconds to the score; runs that did not reach it count as endless."""
     seconds = sorted(float("inf") if s is None else s for s in recorded["seconds_to_score"][arm])
     middle = seconds[len(seconds) // 2]
-    return "not reached" if middle == float("inf") else f"{middle:.1f}"
+    return f"not reached in {recorded['steps']:,} steps" if middle == float("inf") else f"{middle:.1f}"
 
 
 def fill(readme: str) -> str:
