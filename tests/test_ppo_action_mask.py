@@ -99,7 +99,7 @@ def test_acting_in_numpy_draws_from_the_policy(nvec, masked):
 
 def test_another_network_acts_in_torch():
     agent = ppo.Agent(3, (4,), 8)
-    agent.actor[1] = torch.nn.ReLU()
+    agent.actor[1] = torch.nn.ELU()
     act = ppo.make_act(agent, torch.device("cpu"), torch.Generator().manual_seed(0), np.random.default_rng(0))
     assert act.__name__ == "act_in_torch"
     mask = np.array([[True, False, True, False]] * 50)
