@@ -8,8 +8,8 @@
 
 Scores, minutes and spread over seeds of every environment are in the README.
 
-References: Mnih et al. 2015, Human-level control through deep reinforcement learning, https://doi.org/10.1038/nature14236
-            van Hasselt et al. 2016, Deep reinforcement learning with double Q-learning, https://arxiv.org/abs/1509.06461
+References: Mnih et al. 2015, Human-level control (Nature), https://doi.org/10.1038/nature14236
+            van Hasselt et al. 2016, Deep RL with double Q-learning, https://arxiv.org/abs/1509.06461
 """
 
 import json

@@ -288,7 +288,7 @@ class MultiHeadAttention(nn.Module):
         asking = mask[:, :num_queries]
         q = rearrange(self.to_q(x[:, :num_queries]), "b q (h d) -> b h q d", h=self.heads)
         k, v = rearrange(self.to_kv(x), "b e (two h d) -> two b h e d", two=2, h=self.heads)
-        # Where nobody is present any key will do, since no output is used; without keys gradients would be NaN.
+        # Where nobody is present any key will do, since no output is used; without one some kernels give NaN.
         keys = rearrange(mask | ~mask.any(-1, keepdim=True), "b e -> b 1 1 e")
         if need_weights:
             scores = einsum(q, k, "b h q d, b h e d -> b h q e") * q.shape[-1] ** -0.5

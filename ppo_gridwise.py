@@ -8,7 +8,7 @@
 
 Scores, minutes and spread over seeds of every environment are in the README.
 
-References: Han et al. 2019, Grid-wise control for multi-agent reinforcement learning, http://proceedings.mlr.press/v97/han19a
+References: Han et al. 2019, Grid-wise control for multi-agent RL, http://proceedings.mlr.press/v97/han19a
             Huang et al. 2021, Gym-microRTS, https://arxiv.org/abs/2105.13807
             Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347
 """
