@@ -8,7 +8,7 @@
 
 Scores, minutes and spread over seeds of every environment are in the README.
 
-References: Mnih et al. 2015, Human-level control (Nature), https://doi.org/10.1038/nature14236
+References: Mnih et al. 2015, Human-level control through deep RL, https://doi.org/10.1038/nature14236
             van Hasselt et al. 2016, Deep RL with double Q-learning, https://arxiv.org/abs/1509.06461
 """
 
