@@ -117,8 +117,15 @@ class OrderPicking(BatchedEnv):
                 return " .... "
             return f"[{self.weight[row, e]:.2f}]" if self.ordered[row, e] else f" {self.weight[row, e]:.2f} "
 
-        shelf = " ".join(place(e) for e in range(self.num_entities))
-        return f"{shelf}\n[] ordered, .... empty; pick the lightest ordered one: {self.best_actions()[row]}"
+        picked = f"picked {self.last[row]}" if self.last[row] >= 0 else "a new shelf"
+        return "\n".join(
+            [
+                f"step {self.elapsed[row]}/{self.max_episode_steps}: {picked}",
+                " ".join(place(e) for e in range(self.num_entities)),
+                "[] ordered, .... empty: illegal",
+                f"the lightest ordered parcel is in place {self.best_actions()[row]}",
+            ]
+        )
 
     def _render_rgb(self, row: int) -> np.ndarray:
         columns = int(np.ceil(np.sqrt(self.num_entities)))

@@ -320,7 +320,8 @@ class PandaForest(BatchedEnv):
         legal, blocked = (", ".join(move.name for move in Move if mask[move] == flag) or "none" for flag in (1, 0))
         head = [self._headline(row), f"legal: {legal}; blocked: {blocked}; ? not seen"]
         border = "──" * self.size
-        return "\n".join([*head, f"┌{border}┐", *("│" + "".join(line) + "│" for line in signs), f"└{border}┘"])
+        lines = ["│" + "".join(line) + "│" for line in signs]
+        return "\n".join([*head, f"┌{border}┐", *lines, f"└{border}┘"])
 
     def _render_rgb(self, row: int) -> np.ndarray:
         # Drawn at twice the size and halved at the end: smooth edges.

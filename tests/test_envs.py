@@ -11,10 +11,12 @@ from envs.base import BatchedEnv
 from envs.bin_placement import BinPlacement
 from envs.job_routing import JobRouting
 from envs.maze import Maze
+from envs.order_picking import OrderPicking
 from envs.panda_forest import Move, PandaForest
 from envs.vector import make_vec
 
-IDS = ["Masked/JobRouting-v0", "Masked/Maze-v0", "Masked/BinPlacement-v0", "Masked/PandaForest-v0"]
+NAMES = ("JobRouting", "Maze", "BinPlacement", "PandaForest", "OrderPicking")
+IDS = [f"Masked/{name}-v0" for name in NAMES]
 UNSOLVED = ["Masked/PandaForest-v0"]  # best play is not known
 
 
@@ -156,7 +158,8 @@ def position(env):
     """What an illegal action must leave as it is."""
     return {JobRouting: lambda e: np.stack([e.kind, e.size, e.urgency], axis=1), Maze: lambda e: e.cell.copy()[:, None],
             BinPlacement: lambda e: np.concatenate([e.sides, e.size[:, None]], axis=1),
-            PandaForest: lambda e: e.cells[:, :1].copy()}[type(env)](env)  # fmt: skip
+            PandaForest: lambda e: e.cells[:, :1].copy(),
+            OrderPicking: lambda e: e.present.copy()}[type(env)](env)  # fmt: skip
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -181,7 +184,7 @@ def test_the_mask_is_exactly_what_the_dynamics_refuse(env_id):
                 continue
             legal = mask[:, choice].astype(bool)
             np.testing.assert_array_equal(stayed[alive], ~legal[alive])
-            if not isinstance(envs.unwrapped, Maze | PandaForest):
+            if not isinstance(envs.unwrapped, Maze | PandaForest | OrderPicking):
                 np.testing.assert_array_equal(rewards > 0, legal)
             checked += [legal.sum(), (~legal).sum()]
         envs.set_state(state)
@@ -209,6 +212,7 @@ def test_rendering(env_id):
         (lambda: JobRouting(1, num_machines=4, num_up=5), "num_up must be 1 to num_machines=4, got 5"),
         (lambda: JobRouting(1, num_jobs=0), "num_jobs must be at least 1, got 0"),
         (lambda: BinPlacement(1, num_objects=0), "num_objects must be at least 1, got 0"),
+        (lambda: OrderPicking(1, num_entities=1), "num_entities must be at least 2, got 1"),
         (lambda: Maze(1, size=1), "size.* got 1"),
         (lambda: Maze(1, density=0.9), "density must be in .0, 0.5., got 0.9"),
         (lambda: Maze(0), "num_envs.*at least 1, got 0"),
@@ -284,3 +288,26 @@ def test_bin_placement_masks_by_size_and_closed_bins():
     expected[small, 3:] = expected[large, :3] = False
     np.testing.assert_array_equal(mask[:, 1:7], expected)
     assert mask[:, 0].all() and mask[:, 7:].all()
+
+
+def test_order_picking_ends_with_a_wrong_pick_and_illegal_picks_only_take_time():
+    env = OrderPicking(64, num_entities=6)
+    env.reset(seed=1)
+    state, wrong = env.get_state(), (env.present & ~env.ordered).argmax(axis=1)  # there always is one
+    _, rewards, terminations, *_ = env.step(wrong)
+    assert terminations.all() and (rewards == 0).all()
+
+    env.set_state(state)
+    heaviest = np.where(env.present & env.ordered, env.weight, -1).argmax(axis=1)
+    several = env.num_ordered > 1
+    _, rewards, terminations, *_ = env.step(heaviest)  # right only where it is the lightest as well
+    np.testing.assert_array_equal(rewards, np.where(several, 0.0, 1.0))
+    assert terminations.all() and 10 < several.sum() < 64
+
+    env.set_state(state)
+    empty, rows = (~env.present).argmax(axis=1), ~env.present.all(axis=1)
+    for step in range(12):
+        held = env.present.copy()
+        _, rewards, terminations, truncations, _ = env.step(empty)
+        assert (rewards[rows] == 0).all() and not terminations[rows].any()
+        assert truncations[rows].all() if step == 11 else (env.present == held)[rows].all()

@@ -31,6 +31,7 @@ SAVED = [  # every script with environments that it resumes bit for bit
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
     *(("dqn_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze")),
     ("ppo_attention_mask", "Masked/PandaForest-v0"),
+    ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     ("ppo_gridwise", "Masked/Harvest-v0"),
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
