@@ -38,6 +38,8 @@ RUNS = {
     "ppo_attention_mask": {
         "PandaForest": "--env-id Masked/PandaForest-v0 --compile",
         "PandaForest, padding seen": "--env-id Masked/PandaForest-v0 --compile --no-attention-mask",
+        "PandaForest, no action mask": "--env-id Masked/PandaForest-v0 --compile --mask-mode none",
+        "PandaForest, no mask": "--env-id Masked/PandaForest-v0 --compile --mask-mode none --no-attention-mask",
         "OrderPicking": "--env-id Masked/OrderPicking-v0 --pointer --total-timesteps 100000",
     },
     "ppo_gridwise": {
