@@ -91,7 +91,7 @@ class Args:
     """samples in a gradient step over all ranks; updates per sample decide learning, so this is no num_minibatches"""
     update_epochs: int = 4
     """passes over each rollout"""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Adam's step size"""
     anneal_lr: bool = True
     """let the learning rate fall linearly to 0"""
@@ -116,7 +116,7 @@ class Args:
     ratio: Literal["joint", "agent"] = "agent"
     """joint: one clipped ratio for the action of all agents of a map; agent: one for each agent"""
     channels: int = 16
-    """channels of the convolutions at full size; twice as many at half size"""
+    """channels of the encoder at half of the map's size; twice as many at a quarter"""
 
     # Runtime
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -305,41 +305,51 @@ class CategoricalMap:
 
 
 class Agent(nn.Module):
-    """Encoder, decoder with skip connections, and a head for occupied cells; any height and width."""
+    """An encoder of the whole map, which a decoder reads where agents stand and nowhere else; any height and width.
+
+    Most cells hold no agent, so a decoder of full size would mostly compute what nobody acts on. Each agent gets what
+    the encoder says at its place, at half and at a quarter of the size, and the 3 x 3 cells around it as they are: the
+    skip connections, without which no place is finer than the encoder's.
+    """
 
     def __init__(self, obs_shape: tuple[int, int, int], nvec: tuple[int, ...], channels: int):
         super().__init__()
         self.nvec = nvec if len(nvec) > 1 else None
         # --- adapt this to your env ---
-        self.encoder1 = layer_init(nn.Conv2d(obs_shape[0], channels, 3, padding=1))
+        planes = obs_shape[0]
+        self.encoder1 = layer_init(nn.Conv2d(planes, channels, 2, stride=2))
         self.encoder2 = layer_init(nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1))
         self.encoder3 = layer_init(nn.Conv2d(2 * channels, 2 * channels, 3, padding=1))
-        self.decoder1 = layer_init(nn.Conv2d(2 * channels, channels, 1))
-        self.decoder2 = layer_init(nn.Conv2d(channels, channels, 3, padding=1))
-        self.actor = layer_init(nn.Linear(channels, sum(nvec)), std=0.01)
+        self.decoder = layer_init(nn.Linear(9 * planes + 3 * channels, 4 * channels))
+        self.actor = layer_init(nn.Linear(4 * channels, sum(nvec)), std=0.01)
         self.critic = nn.Sequential(
             layer_init(nn.Linear(4 * channels, 128)), nn.ReLU(), layer_init(nn.Linear(128, 1), std=1.0)
         )
         # ------------------------------
 
-    def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of the cells (B, channels, H, W) and values (B,) of obs (B, C, H, W)."""
-        full = self.encoder1(obs.float()).relu()  # (B, channels, H, W)
-        half = self.encoder3(self.encoder2(full).relu()).relu()  # (B, 2 * channels, H / 2, W / 2), rounded up
-        pooled = torch.cat([half.mean((2, 3)), half.amax((2, 3))], dim=1)  # no size of the map is wired in
-        wide = F.interpolate(self.decoder1(half), size=full.shape[2:])
-        cells = self.decoder2((full + wide).relu()).relu()
-        return cells, self.critic(pooled).squeeze(-1)
+    def encode(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps (B, channels, H / 2, W / 2) and (B, 2 * channels, H / 4, W / 4), and values (B,) of (B, C, H, W)."""
+        even = F.pad(obs.float(), (0, -obs.shape[3] % 2, 0, -obs.shape[2] % 2))  # sizes are rounded up
+        half = self.encoder1(even.contiguous(memory_format=torch.channels_last)).relu()
+        quarter = self.encoder3(self.encoder2(half).relu()).relu()
+        pooled = torch.cat([quarter.mean((2, 3)), quarter.amax((2, 3))], dim=1)  # no size of the map is wired in
+        return half, quarter, self.critic(pooled).squeeze(-1)
 
     def forward(self, obs: Tensor, masks: Tensor, use_mask: bool) -> tuple[CategoricalMap, Tensor]:
         """Distribution over the agents' actions, and values (B,), for obs (B, C, H, W) and masks (B, 1 + A, H, W).
 
         The masks were checked on the host; without `use_mask` only the first counts, which says where agents are.
         """
-        cells, values = self.encode(obs)
+        half, quarter, values = self.encode(obs)
         agents = masks[:, 0]
-        logits = self.actor(rearrange(cells, "b c h w -> b h w c")[agents])  # (P, A): the head sees no empty cell
-        legal = rearrange(masks[:, 1:], "b a h w -> b h w a")[agents] if use_mask else None
+        b, y, x = agents.nonzero().unbind(1)  # (P,) each: where agents stand
+        near = torch.arange(3, device=obs.device)
+        rows, columns = y[:, None] + near, x[:, None] + near  # (P, 3) of the map with a margin of 1
+        around = F.pad(obs, (1, 1, 1, 1))[b[:, None, None], :, rows[:, :, None], columns[:, None]]
+        around = rearrange(around.float(), "p i j c -> p (i j c)")
+        seen = torch.cat([around, half[b, :, y // 2, x // 2], quarter[b, :, y // 4, x // 4]], dim=1)
+        logits = self.actor(self.decoder(seen).relu())  # (P, A)
+        legal = masks[b, 1:, y, x] if use_mask else None
         return CategoricalMap(logits, agents, legal, self.nvec, validate=False), values
 
 
@@ -714,10 +724,10 @@ def main(args: Args) -> dict[str, float]:
         with torch.no_grad():
             policy, values = agent(b_obs, b_masks, acting)
             b_logprobs = policy.scatter(policy.agent_log_prob(b_actions))  # (T * N, H, W)
-            values = torch.cat([values, agent.encode(obs[T])[1]]).view(T + 1, N)
+            values = torch.cat([values, agent.encode(obs[T])[2]]).view(T + 1, N)
             next_values = values[1:].masked_fill(terminations, 0.0)
             if final_obs:  # bootstrap from the final observation, not from the next episode's first
-                next_values[truncations] = agent.encode(torch.from_numpy(np.concatenate(final_obs)).to(device))[1]
+                next_values[truncations] = agent.encode(torch.from_numpy(np.concatenate(final_obs)).to(device))[2]
             dones = terminations | truncations
             advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
             b_values, b_returns = values[:T].flatten(), (advantages + values[:T]).flatten()

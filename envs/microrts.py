@@ -248,10 +248,13 @@ class MicroRTS(BatchedEnv):
         return (layers[:, self._layer] == self._value).view(np.uint8)
 
     def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        masks = self.masks[rows]
-        masks[..., 1:] = open_empty_fields(masks[..., 1:], CHOICES) * masks[..., :1]
-        masks = np.moveaxis(masks, 2, 1).reshape(len(rows), -1, self.height, self.width)
-        return {"action_mask": masks[:, 1:].copy(), "agent_mask": masks[:, 0].copy()}
+        row, cell = np.nonzero(self.masks[rows, :, 0])
+        shape = (len(rows), -1, self.height, self.width)
+        agents = np.zeros((len(rows), self.masks.shape[1]), np.int8)
+        legal = np.zeros((len(rows), CHOICES.sum(), self.masks.shape[1]), np.int8)
+        agents[row, cell] = 1
+        legal[row, :, cell] = open_empty_fields(self.masks[rows[row], cell, 1:], CHOICES)
+        return {"action_mask": legal.reshape(shape), "agent_mask": agents.reshape(shape)[:, 0]}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"success": self.won[rows].astype(np.float64)}

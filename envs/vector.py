@@ -124,12 +124,12 @@ def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended:
             raise ValueError(
                 f"Environment {row}: the {name} mask holds {mask[row, *place]} at {place}; expected only 0 and 1."
             )
-    occupied = agents.astype(bool)
-    legal = np.add.reduceat(masks, np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0  # (N, K, H, W)
-    stuck = (occupied & ~legal.all(axis=1)) & ~np.reshape(ended, (-1, 1, 1))
+    row, y, x = np.nonzero(agents)  # of each agent, few beside the cells
+    legal = np.add.reduceat(masks[row, :, y, x], np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0  # (P, K)
+    stuck = ~legal.all(axis=1) & ~np.broadcast_to(ended, len(agents))[row]
     if stuck.any():
-        row, y, x = np.argwhere(stuck)[0]
-        field = np.flatnonzero(~legal[row, :, y, x])[0]
+        agent = np.flatnonzero(stuck)[0]
+        row, y, x, field = row[agent], y[agent], x[agent], np.flatnonzero(~legal[agent])[0]
         raise ValueError(
             f"Environment {row}: the action mask leaves the agent in cell ({y}, {x}) no legal action in field {field}. "
             f"An agent needs one: add a no-op, or take it out of the agent mask."

@@ -93,6 +93,21 @@ def test_any_height_and_width(size):
     assert policy.sample().shape == (2, *size) and values.shape == (2,)
 
 
+def test_each_agent_reads_the_maps_where_it_stands_and_the_cells_around_it():
+    """Against a loop over the agents, which crops by hand."""
+    torch.manual_seed(0)
+    net, obs = Agent((3, 5, 6), (4,), channels=4), torch.randn(2, 3, 5, 6)
+    agents = torch.rand(2, 5, 6) < 0.5
+    agents[:, 0, 0] = agents[:, 4, 5] = True  # corners, the latter in the row that rounding up adds
+    policy, _ = net(obs, agents[:, None].expand(-1, 5, -1, -1), True)
+    half, quarter, _ = net.encode(obs)
+    margin = torch.nn.functional.pad(obs, (1, 1, 1, 1))
+    for logits, (b, y, x) in zip(policy.agents.logits, agents.nonzero().tolist(), strict=True):
+        around = margin[b, :, y : y + 3, x : x + 3].permute(1, 2, 0).flatten()
+        seen = torch.cat([around, half[b, :, y // 2, x // 2], quarter[b, :, y // 4, x // 4]])
+        torch.testing.assert_close(logits, net.actor(net.decoder(seen).relu()))
+
+
 def minibatch(p=0.5, nvec=(4,), batch=6):
     _, agents, legal = random_maps(nvec=nvec, batch=batch, p=p)
     torch.manual_seed(0)
