@@ -329,8 +329,8 @@ class Agent(nn.Module):
 
     def encode(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The maps (B, channels, H / 2, W / 2) and (B, 2 * channels, H / 4, W / 4), and values (B,) of (B, C, H, W)."""
-        even = F.pad(obs.float(), (0, -obs.shape[3] % 2, 0, -obs.shape[2] % 2))  # sizes are rounded up
-        half = self.encoder1(even.contiguous(memory_format=torch.channels_last)).relu()
+        even = F.pad(obs, (0, -obs.shape[3] % 2, 0, -obs.shape[2] % 2))  # sizes are rounded up
+        half = self.encoder1(even.to(torch.float32, memory_format=torch.channels_last)).relu()
         quarter = self.encoder3(self.encoder2(half).relu()).relu()
         pooled = torch.cat([quarter.mean((2, 3)), quarter.amax((2, 3))], dim=1)  # no size of the map is wired in
         return half, quarter, self.critic(pooled).squeeze(-1)
