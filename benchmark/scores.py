@@ -20,6 +20,10 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parent.parent
+MICRORTS = (
+    "--env-id Masked/MicroRTS-v0 --num-envs 24 --num-steps 64 --minibatch-size 384 --learning-rate 1e-3 "
+    "--env-kwargs map_path"
+)
 RUNS = {
     "ppo_action_mask": {
         "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 500000",
@@ -43,8 +47,20 @@ RUNS = {
         "OrderPicking": "--env-id Masked/OrderPicking-v0 --pointer --total-timesteps 100000",
     },
     "ppo_gridwise": {
-        "Harvest": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --compile",
-        "Harvest, joint ratio": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --compile --ratio joint",
+        "Harvest": "--env-id Masked/Harvest-v0 --total-timesteps 400000",
+        "Harvest, joint ratio": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --ratio joint",
+        "Harvest, naive": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode naive",
+        "Harvest, penalty": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode penalty",
+        "Harvest, none": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode none",
+        "Harvest 16x16": "--env-id Masked/Harvest-v0 --env-kwargs height 16 width 16",
+        "MicroRTS 8x8, passiveAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents passiveAI max_episode_steps 1000 "
+        "--total-timesteps 600000",
+        "MicroRTS 8x8, workerRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents workerRushAI "
+        "max_episode_steps 1000 --total-timesteps 2000000",
+        "MicroRTS 16x16, passiveAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents passiveAI "
+        "--total-timesteps 1000000",
+        "MicroRTS 16x16, workerRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents workerRushAI "
+        "--total-timesteps 2000000",
     },
 }
 CODE = (
