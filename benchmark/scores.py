@@ -53,8 +53,8 @@ RUNS = {
         "Harvest, penalty": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode penalty",
         "Harvest, none": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode none",
         "Harvest 16x16": "--env-id Masked/Harvest-v0 --env-kwargs height 16 width 16",
-        "MicroRTS 8x8, passiveAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents passiveAI max_episode_steps 1000 "
-        "--total-timesteps 600000",
+        "MicroRTS 8x8, passiveAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents passiveAI "
+        "max_episode_steps 1000 --total-timesteps 600000",
         "MicroRTS 8x8, workerRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents workerRushAI "
         "max_episode_steps 1000 --total-timesteps 2000000",
         "MicroRTS 16x16, passiveAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents passiveAI "
