@@ -44,7 +44,7 @@ STUDIES = {
     # As many machines are up at any time, whatever their number: only what the mask rules out grows.
     "arms": Study(
         "ppo_action_mask",
-        "--env-id Masked/JobRouting-v0 --env-kwargs num_up 8 num_machines {point} --total-timesteps 150000 "
+        "--env-id Masked/JobRouting-v0 --env-kwargs num_up 8 num_machines {point} --total-timesteps 100000 "
         "--eval-episodes 256 --no-save-model",
         (16, 64, 256, 1024),
         ARMS,
@@ -91,6 +91,7 @@ def record(study: Study, point: int, arm: str, seed: int, flags: str) -> dict:
         "scores": {key: round(value, 4) for key, value in scores.items() if key.removesuffix("_no_mask") in KEPT},
         "approx_kl": middle("losses/approx_kl"),  # medians over the training
         "clipfrac": middle("losses/clipfrac"),
+        "final_kl": float(f"{np.mean([event.value for event in events.Scalars('losses/old_approx_kl')][-10:]):.3g}"),
         "curve": curve(events, 25),
     }
 
