@@ -50,6 +50,15 @@ STUDIES = {
         ARMS,
         (1, 2, 3, 4, 5),
     ),
+    # Each step stands alone there, hence gamma 0.
+    "ratio": Study(
+        "ppo_gridwise",
+        "--env-id benchmark.signals:Signals-v0 --env-kwargs num_agents {point} --total-timesteps 40960 --gamma 0 "
+        "--eval-episodes 256 --no-save-model",
+        (1, 4, 16, 64, 256),
+        {"agent": "--ratio agent", "joint": "--ratio joint"},
+        (1, 2, 3),
+    ),
 }
 
 
