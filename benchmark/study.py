@@ -50,6 +50,24 @@ STUDIES = {
         ARMS,
         (1, 2, 3, 4, 5),
     ),
+    # The same with the machines' state in the observation, so that penalties have something to teach.
+    "arms_shown": Study(
+        "ppo_action_mask",
+        "--env-id Masked/JobRouting-v0 --env-kwargs num_up 8 show_up True num_machines {point} "
+        "--total-timesteps 100000 --eval-episodes 256 --no-save-model",
+        (16, 64, 256, 1024),
+        ARMS,
+        (1, 2, 3),
+    ),
+    # As many parcels, on a shelf with more and more empty places.
+    "hidden": Study(
+        "ppo_attention_mask",
+        "--env-id Masked/OrderPicking-v0 --env-kwargs num_parcels 8 num_entities {point} --pointer "
+        "--total-timesteps 10240 --eval-episodes 256 --no-save-model",
+        (8, 32, 64, 128),
+        {"masked": "--attention-mask", "seen": "--no-attention-mask"},
+        (1, 2, 3),
+    ),
     # Each step stands alone there, hence gamma 0.
     "ratio": Study(
         "ppo_gridwise",
