@@ -670,8 +670,10 @@ def main(args: Args) -> dict[str, float]:
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (torch.from_numpy(b).to(device) for b in buffers)
         b_obs, b_actions, b_masks = obs[:T].flatten(0, 1), actions.flatten(0, 1), masks.flatten(0, 1)
+        # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
+        b_train_masks = b_masks if args.mask_mode == "mask" else None
         with torch.no_grad():
-            b_logprobs = agent.policy(b_obs, b_masks if acting else None).log_prob(b_actions)
+            b_logprobs = agent.policy(b_obs, b_train_masks).log_prob(b_actions)
             values = agent.value(obs.flatten(0, 1)).view(T + 1, N)
             next_values = values[1:].masked_fill(terminations, 0.0)
             if final_obs:  # bootstrap from the final observation, not from the next episode's first
@@ -688,7 +690,6 @@ def main(args: Args) -> dict[str, float]:
                 b_advantages = (b_advantages - mean) / ((square - mean**2).clamp(min=0).sqrt() + 1e-8)
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
-        b_train_masks = b_masks if args.mask_mode == "mask" else None
         batch = (b_obs, b_actions, b_train_masks, b_logprobs, b_advantages, b_returns, b_values)
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(N * T, generator=generator, device=device)

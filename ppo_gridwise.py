@@ -722,7 +722,8 @@ def main(args: Args) -> dict[str, float]:
         obs, masks, actions, rewards, terminations, truncations = (torch.from_numpy(b).to(device) for b in buffers)
         b_obs, b_actions, b_masks = obs[:T].flatten(0, 1), actions.flatten(0, 1), masks.flatten(0, 1)
         with torch.no_grad():
-            policy, values = agent(b_obs, b_masks, acting)
+            # naive: the old log-probability without the mask too, so that the ratio starts at 1
+            policy, values = agent(b_obs, b_masks, args.mask_mode == "mask")
             b_logprobs = policy.scatter(policy.agent_log_prob(b_actions))  # (T * N, H, W)
             values = torch.cat([values, agent.encode(obs[T])[2]]).view(T + 1, N)
             next_values = values[1:].masked_fill(terminations, 0.0)

@@ -85,10 +85,26 @@ class Args:
     """episodes of each evaluation"""
 
 
-def curve(folder: Path, points: int = 50) -> list[tuple[int, float]]:
-    """The training return of the only run in `folder`, about `points` pairs of steps and mean return."""
-    events = EventAccumulator(str(next((folder / "runs").iterdir())))
-    events.Reload()
+def train(script: str, flags: str) -> tuple[dict[str, float], EventAccumulator]:
+    """The scores of a run in a process and folder of its own, and what it wrote for TensorBoard."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CODE, script, *flags.split()]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+        if done.returncode:
+            raise RuntimeError(f"{script} {flags}\n{done.stderr}")
+        events = EventAccumulator(str(next(Path(folder, "runs").iterdir())))
+        events.Reload()
+    return json.loads(done.stdout.split("SCORES")[1]), events
+
+
+def commit() -> str:
+    """The short hash of what is checked out."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout[:-1]
+
+
+def curve(events: EventAccumulator, points: int = 50) -> list[tuple[int, float]]:
+    """The training return, about `points` pairs of steps and mean return."""
     scalars = events.Scalars("charts/episodic_return")
     groups = np.array_split(np.array([(event.step, event.value) for event in scalars]), min(points, len(scalars)))
     return [(int(step), round(value, 3)) for step, value in (group.mean(0).tolist() for group in groups)]
@@ -104,17 +120,9 @@ def main(args: Args) -> None:
             if any(run["flags"] == flags for run in results.get(name, [])):
                 continue
             start = time.time()
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-c", CODE, script, *flags.split()]
-            with tempfile.TemporaryDirectory() as folder:
-                done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
-                if done.returncode:
-                    raise RuntimeError(f"{script} {flags}\n{done.stderr}")
-                returns = curve(Path(folder))
-            scores = json.loads(done.stdout.split("SCORES")[1])
-            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-            run = {"flags": flags, "minutes": round((time.time() - start) / 60, 2), "commit": commit.stdout.strip()}
-            results.setdefault(name, []).append(run | {"scores": scores, "curve": returns})
+            scores, events = train(script, flags)
+            run = {"flags": flags, "minutes": round((time.time() - start) / 60, 2), "commit": commit()}
+            results.setdefault(name, []).append(run | {"scores": scores, "curve": curve(events)})
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
             print(script, name, run["minutes"], "min", {k: round(v, 3) for k, v in scores.items()}, flush=True)

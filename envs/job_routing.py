@@ -54,7 +54,7 @@ class JobRouting(BatchedEnv):
     | `job` | (7,) float32 in [0, 1] | kind (4, one-hot), size, urgency, share of the shift that is left |
     | `up` | (M,) int8 | 1 where the machine is up |
 
-    Only the mask needs `up`; `make_job_routing_vec` hides it from the learner.
+    Only the mask needs `up`; `make_job_routing_vec` hides it from the learner, unless it has `show_up`.
 
     ## Rewards
     The quality of service, in (0, 1]: `1 / (1 + 0.1 * urgency * size / speed[kind, machine] + 6 * price[machine])`.
@@ -80,6 +80,8 @@ class JobRouting(BatchedEnv):
         num_jobs: steps in an episode.
         fleet_seed: seed of the machines' speeds and prices.
         render_mode: "rgb_array", "ansi" or None.
+        show_up: of `make_job_routing_vec` and the registered id: the learner sees `up` too, so that without the mask it
+            can learn what is legal.
 
     Example:
         >>> import gymnasium as gym
@@ -276,8 +278,9 @@ def make_job_routing_vec(
     num_jobs: int = 64,
     fleet_seed: int = 0,
     render_mode: str | None = None,
+    show_up: bool = False,
 ) -> VectorMaskFunction:
-    """`JobRouting` with its action mask, and with the machines' availability kept from the learner.
+    """`JobRouting` with its action mask, and with the machines' availability kept from the learner, or shown.
 
     >>> env = make_job_routing_vec(num_envs=3, num_machines=4)
     >>> obs, infos = env.reset(seed=0)
@@ -285,4 +288,5 @@ def make_job_routing_vec(
     ((3, 7), (3, 4))
     """
     env = JobRouting(num_envs, num_machines, num_up, num_jobs, fleet_seed, render_mode)
-    return VectorMaskFunction(env, {"machine": machines(num_machines)}, only_machines_that_are_up, hide=("up",))
+    hide = () if show_up else ("up",)
+    return VectorMaskFunction(env, {"machine": machines(num_machines)}, only_machines_that_are_up, hide)

@@ -35,7 +35,7 @@ class OrderPicking(BatchedEnv):
 
     ## Starting State
     Each place but two is empty with probability 1/2, and each parcel is ordered with probability 1/2; two random places
-    always hold a parcel, of which one is ordered and one is not.
+    always hold a parcel, of which one is ordered and one is not. With `num_parcels` that many random places hold one.
 
     ## Episode End
     A termination when the box is full or spoilt. After 2 E steps, which legal play never needs, it is truncated.
@@ -48,6 +48,7 @@ class OrderPicking(BatchedEnv):
     Args:
         num_envs: N, environments in the batch.
         num_entities: E, places on the shelf, at least 2.
+        num_parcels: how many of them hold a parcel at the start, 2 to E; default: about half, at random.
         render_mode: "rgb_array", "ansi" or None.
 
     Example:
@@ -62,9 +63,13 @@ class OrderPicking(BatchedEnv):
 
     state_arrays = ("present", "ordered", "weight", "num_ordered", "last")
 
-    def __init__(self, num_envs: int, num_entities: int = 10, render_mode: str | None = None):
+    def __init__(
+        self, num_envs: int, num_entities: int = 10, num_parcels: int | None = None, render_mode: str | None = None
+    ):
         if num_entities < 2:
             raise ValueError(f"num_entities must be at least 2, got {num_entities}.")
+        if num_parcels is not None and not 2 <= num_parcels <= num_entities:
+            raise ValueError(f"num_parcels must be 2 to num_entities={num_entities}, got {num_parcels}.")
         observation_space = spaces.Dict(
             {
                 "entities": spaces.Box(0, 1, (num_entities, 2), np.float32),
@@ -72,7 +77,7 @@ class OrderPicking(BatchedEnv):
             }
         )
         super().__init__(num_envs, observation_space, spaces.Discrete(num_entities), 2 * num_entities, render_mode)
-        self.num_entities = num_entities
+        self.num_entities, self.num_parcels = num_entities, num_parcels
         self.present, self.ordered = np.zeros((2, num_envs, num_entities), bool)
         self.weight = np.zeros((num_envs, num_entities))
         self.num_ordered, self.last = np.zeros(num_envs, np.int64), np.full(num_envs, -1)
@@ -83,8 +88,12 @@ class OrderPicking(BatchedEnv):
 
     def _reset_rows(self, rows: np.ndarray) -> None:
         draws, here = self._uniform(rows, 4, self.num_entities), np.arange(len(rows))
-        first, second = draws[:, 3].argsort(axis=1)[:, :2].T
+        places = draws[:, 3].argsort(axis=1)
+        first, second = places[:, :2].T
         present, ordered = draws[:, 0] < 0.5, draws[:, 1] < 0.5
+        if self.num_parcels is not None:
+            present[...] = False
+            np.put_along_axis(present, places[:, : self.num_parcels], True, axis=1)
         present[here, first] = present[here, second] = True
         ordered[here, first], ordered[here, second] = True, False
         self.present[rows], self.ordered[rows], self.weight[rows] = present, ordered & present, draws[:, 2]

@@ -213,6 +213,8 @@ def test_rendering(env_id):
         (lambda: JobRouting(1, num_jobs=0), "num_jobs must be at least 1, got 0"),
         (lambda: BinPlacement(1, num_objects=0), "num_objects must be at least 1, got 0"),
         (lambda: OrderPicking(1, num_entities=1), "num_entities must be at least 2, got 1"),
+        (lambda: OrderPicking(1, num_parcels=1), "num_parcels must be 2 to num_entities=10, got 1"),
+        (lambda: OrderPicking(1, num_parcels=11), "num_parcels must be 2 to num_entities=10, got 11"),
         (lambda: Maze(1, size=1), "size.* got 1"),
         (lambda: Maze(1, density=0.9), "density must be in .0, 0.5., got 0.9"),
         (lambda: Maze(0), "num_envs.*at least 1, got 0"),
@@ -288,6 +290,14 @@ def test_bin_placement_masks_by_size_and_closed_bins():
     expected[small, 3:] = expected[large, :3] = False
     np.testing.assert_array_equal(mask[:, 1:7], expected)
     assert mask[:, 0].all() and mask[:, 7:].all()
+
+
+@pytest.mark.parametrize("num_parcels", [2, 5, 12])
+def test_a_shelf_holds_as_many_parcels_as_it_was_told_in_random_places(num_parcels):
+    env = OrderPicking(256, num_entities=12, num_parcels=num_parcels)
+    _, infos = env.reset(seed=0)
+    assert (infos["action_mask"].sum(axis=1) == num_parcels).all() and infos["action_mask"].any(axis=0).all()
+    assert (env.present & env.ordered).any(axis=1).all() and (env.present & ~env.ordered).any(axis=1).all()
 
 
 def test_order_picking_ends_with_a_wrong_pick_and_illegal_picks_only_take_time():

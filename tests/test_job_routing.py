@@ -139,6 +139,15 @@ def test_the_learner_does_not_get_what_the_mask_function_sees():
     assert len(seen) == 3 and all(keys == {"job", "up"} for keys in seen)  # reset, final state, new episode
 
 
+def test_the_learner_sees_what_is_up_if_it_is_told_to():
+    env = make_job_routing_vec(3, num_machines=5, show_up=True)
+    obs, infos = env.reset(seed=0)
+    assert obs in env.observation_space
+    for _ in range(5):
+        np.testing.assert_array_equal(obs["up"], infos["action_mask"])
+        obs, *_, infos = env.step(infos["action_mask"].argmax(axis=1))
+
+
 def test_machines_are_named_in_order_and_made_once():
     assert [(m.name, m.value) for m in machines(3)] == [("M0", 0), ("M1", 1), ("M2", 2)]
     assert machines(3) is machines(3)

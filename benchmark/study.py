@@ -1,0 +1,144 @@
+"""Learning studies: what each level of masking is worth as a problem grows. One clean process for each run.
+
+    python benchmark/study.py --studies arms --seeds 1 2 --points 16 64
+
+Resumable: runs that the file already holds are not repeated. Seeds come first, then arms, then points, so that a study
+that is stopped has seed 1 of everything before seed 2 of anything.
+"""
+
+import json
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import tyro
+from scores import ROOT, commit, curve, train
+
+ARMS = {  # Huang & Ontanon 2020, section 4.2
+    "mask": "--mask-mode mask",
+    "naive": "--mask-mode naive",
+    "penalty -0.01": "--mask-mode penalty --invalid-penalty -0.01",
+    "penalty -0.1": "--mask-mode penalty --invalid-penalty -0.1",
+    "penalty -1": "--mask-mode penalty --invalid-penalty -1",
+    "none": "--mask-mode none",
+}
+KEPT = ("optimality", "episodic_return", "success", "illegal_rate")  # of the scores, with the mask and without
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of a script over points of difficulty, arms and seeds."""
+
+    script: str
+    flags: str  # {point} stands for the point
+    points: tuple[int, ...]
+    arms: dict[str, str]
+    seeds: tuple[int, ...]
+
+
+STUDIES = {
+    # As many machines are up at any time, whatever their number: only what the mask rules out grows.
+    "arms": Study(
+        "ppo_action_mask",
+        "--env-id Masked/JobRouting-v0 --env-kwargs num_up 8 num_machines {point} --total-timesteps 100000 "
+        "--eval-episodes 256 --no-save-model",
+        (16, 64, 256, 1024),
+        ARMS,
+        (1, 2, 3, 4, 5),
+    ),
+    # The same with the machines' state in the observation, so that penalties have something to teach.
+    "arms_shown": Study(
+        "ppo_action_mask",
+        "--env-id Masked/JobRouting-v0 --env-kwargs num_up 8 show_up True num_machines {point} "
+        "--total-timesteps 100000 --eval-episodes 256 --no-save-model",
+        (16, 64, 256, 1024),
+        ARMS,
+        (1, 2, 3),
+    ),
+    # As many parcels, on a shelf with more and more empty places.
+    "hidden": Study(
+        "ppo_attention_mask",
+        "--env-id Masked/OrderPicking-v0 --env-kwargs num_parcels 8 num_entities {point} --pointer "
+        "--total-timesteps 10240 --eval-episodes 256 --no-save-model",
+        (8, 32, 64, 128),
+        {"masked": "--attention-mask", "seen": "--no-attention-mask"},
+        (1, 2, 3),
+    ),
+    # Each step stands alone there, hence gamma 0.
+    "ratio": Study(
+        "ppo_gridwise",
+        "--env-id benchmark.signals:Signals-v0 --env-kwargs num_agents {point} --total-timesteps 40960 --gamma 0 "
+        "--eval-episodes 256 --no-save-model",
+        (1, 4, 16, 64, 256),
+        {"agent": "--ratio agent", "joint": "--ratio joint"},
+        (1, 2, 3),
+    ),
+}
+
+
+@dataclass
+class Args:
+    """Which studies to run, or which part of them."""
+
+    studies: tuple[str, ...] = tuple(STUDIES)
+    """names of the studies"""
+    seeds: tuple[int, ...] = ()
+    """default: those of the study"""
+    points: tuple[int, ...] = ()
+    """machines, sizes of the map, entities or agents; default: those of the study"""
+    arms: tuple[str, ...] = ()
+    """names of the arms; default all"""
+    flags: str = ""
+    """more flags for the script, for a try, --flags="--total-timesteps 10240"; give such runs another --out"""
+    out: Path = ROOT / "docs/results"
+    """folder of the results, study_NAME.json for each study"""
+
+
+def record(study: Study, point: int, arm: str, seed: int, flags: str) -> dict:
+    """One run: what it was, its scores, and what its TensorBoard file says of the training."""
+    start = time.time()
+    scores, events = train(study.script, flags)
+
+    def middle(tag: str) -> float:
+        return float(f"{np.median([event.value for event in events.Scalars(tag)]):.3g}")
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "gymnasium"))
+    return {
+        "point": point,
+        "arm": arm,
+        "seed": seed,
+        "flags": flags,
+        "commit": commit(),
+        "versions": f"Python {platform.python_version()}, {packages}",
+        "minutes": round((time.time() - start) / 60, 2),
+        "scores": {key: round(value, 4) for key, value in scores.items() if key.removesuffix("_no_mask") in KEPT},
+        "approx_kl": middle("losses/approx_kl"),  # medians over the training
+        "clipfrac": middle("losses/clipfrac"),
+        "final_kl": float(f"{np.mean([event.value for event in events.Scalars('losses/old_approx_kl')][-10:]):.3g}"),
+        "curve": curve(events, 25),
+    }
+
+
+def main(args: Args) -> None:
+    """Run what is missing, writing after each run."""
+    for name in args.studies:
+        study, path = STUDIES[name], args.out / f"study_{name}.json"
+        runs = json.loads(path.read_text()) if path.exists() else []
+        for seed, arm, point in product(
+            args.seeds or study.seeds, args.arms or study.arms, args.points or study.points
+        ):
+            flags = f"{study.flags.format(point=point)} {study.arms[arm]} --seed {seed} {args.flags}".strip()
+            if any(run["flags"] == flags for run in runs):
+                continue
+            runs.append(record(study, point, arm, seed, flags))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("[\n" + ",\n".join(map(json.dumps, runs)) + "\n]\n")
+            print(name, point, arm, seed, runs[-1]["minutes"], "min", runs[-1]["scores"], flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
