@@ -16,6 +16,19 @@ from torch.utils.tensorboard import SummaryWriter
 from envs.drawing import GRID, PAPER, canvas, pixels, text
 from envs.vector import UniformVectorEnv
 
+LAYOUT = {  # TensorBoard's tab Custom Scalars: title of each chart, and regular expressions of the tags in it
+    "Runs compared": {
+        "return while training": ["Multiline", ["charts/episodic_return$"]],
+        "return in evaluation: as trained, mask removed": [
+            "Multiline",
+            ["eval/episodic_return(_no_mask)?$"],
+        ],
+        "share of illegal actions": ["Multiline", ["masks/illegal_rate$"]],
+        "approximate KL divergence (PPO), Q-values (DQN)": ["Multiline", ["losses/(approx_kl|q_values)$"]],
+        "entropy (PPO), TD loss (DQN)": ["Multiline", ["losses/(entropy|td_loss)$"]],
+        "episode length while training": ["Multiline", ["charts/episodic_length$"]],
+    }
+}
 PICTURE = 6  # steps of the trained agent before its picture is taken
 
 
@@ -55,6 +68,7 @@ def open_run(args: Any, resumed: Path | None, step: int) -> tuple[Path, SummaryW
         wandb.init(project=args.wandb_project_name, name=run_dir.name, config=vars(args), sync_tensorboard=True)
     writer = SummaryWriter(run_dir, purge_step=step if resumed else None)
     rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+    writer.add_custom_scalars(LAYOUT)
     writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     return run_dir, writer
 

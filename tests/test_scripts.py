@@ -3,6 +3,7 @@
 import importlib
 import importlib.machinery
 import json
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from script import assert_same, checkpoint, run, run_folder, start, tensorboard
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from envs.runs import action_map
 
@@ -73,6 +75,18 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     assert "hyperparameters/text_summary" in events.Tags()["tensors"] and set(events.Tags()["images"]) == IMAGES[script]
     assert (run_folder(tmp_path) / "agent.gif").read_bytes()[:3] == b"GIF"
     assert checkpoint(tmp_path)["script"] == script
+
+    (layout,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
+    charts = [chart.multiline.tag for category in Layout.FromString(layout).category for chart in category.chart]
+    shown = [[tag for tag in events.Tags()["scalars"] if re.match("|".join(chart), tag)] for chart in charts]
+    losses = ("q_values", "td_loss") if script == "dqn_action_mask" else ("approx_kl", "entropy")
+    assert shown == [
+        ["charts/episodic_return"],
+        ["eval/episodic_return", "eval/episodic_return_no_mask"],
+        ["masks/illegal_rate"],
+        *([f"losses/{name}"] for name in losses),
+        ["charts/episodic_length"],
+    ]
 
 
 @pytest.mark.parametrize("mode", ["naive", "penalty", "none"])
