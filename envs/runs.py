@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from envs.drawing import GRID, PAPER, canvas, pixels, text
 from envs.vector import UniformVectorEnv
@@ -116,7 +117,8 @@ def write_scores(writer: SummaryWriter, args: Any, scores: dict[str, float], ste
     for key, value in scores.items():
         writer.add_scalar(f"eval/{key}", value, step)
     flags = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()}
-    writer.add_hparams(flags, {f"eval/{key}": value for key, value in scores.items()}, run_name=".")
+    for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
+        writer.file_writer.add_summary(summary)  # add_hparams opens another file, with all scores once more at step 0
     print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
 
 

@@ -72,6 +72,7 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     assert events.Scalars("masks/illegal_rate")[-1].value == 0.0
     assert 0.3 < events.Scalars("masks/legal_fraction")[-1].value < 1.0
     assert {"_hparams_/session_start_info"} <= set(events.summary_metadata)
+    assert [event.step for event in events.Scalars("eval/episodic_return")] == [2048]  # one event, at the last step
     assert "hyperparameters/text_summary" in events.Tags()["tensors"] and set(events.Tags()["images"]) == IMAGES[script]
     assert (run_folder(tmp_path) / "agent.gif").read_bytes()[:3] == b"GIF"
     assert checkpoint(tmp_path)["script"] == script
