@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
-from envs.runs import StopOnSignal, check_finite, check_shared_flags, open_run, write_scores, write_video
+from envs.runs import StopOnSignal, check_finite, check_shared_flags, open_run, write_pictures, write_scores
 from envs.vector import UniformVectorEnv, flat_dtype, illegal_actions, make_vec, parse_env_kwargs
 
 SCRIPT = "dqn_action_mask"
@@ -707,13 +707,13 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
         as_trained, removed = (evaluate(agent, args, device, use_mask) for use_mask in (masks_acting(args), False))
         scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
         write_scores(writer, args, scores, step)
-    if args.capture_video:
+    if args.eval_episodes or args.capture_video:
 
-        def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        def act(envs: UniformVectorEnv, obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
             return eval_actions(agent, obs, mask, masks_acting(args), device)
 
-        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
-        write_video(writer, envs, act, run_dir / "agent.gif", step)
+        gif = run_dir / "agent.gif" if args.capture_video else None
+        write_pictures(writer, partial(make_envs, args, 1, args.mask_mode != "none"), act, gif, step)
     return scores
 
 

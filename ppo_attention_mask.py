@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,7 +34,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
-from envs.runs import StopOnSignal, check_finite, check_shared_flags, open_run, write_scores, write_video
+from envs.runs import StopOnSignal, check_finite, check_shared_flags, open_run, write_pictures, write_scores
 from envs.vector import UniformVectorEnv, illegal_actions, make_vec, parse_env_kwargs
 
 SCRIPT = "ppo_attention_mask"
@@ -826,19 +827,18 @@ def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, wr
         as_trained, removed = (evaluate(agent, args, device, use_mask) for use_mask in (masks_acting(args), False))
         scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
         write_scores(writer, args, scores, step)
-        envs = make_envs(args, 1, args.mask_mode != "none")
-        maps = rearrange(attention_weights(agent, envs.reset(seed=20_000)[0], device), "1 h q e -> (h q) e")
-        writer.add_image("attention", np.kron(maps / maps.max(), np.ones((16, 16))), step, dataformats="HW")
-        envs.close()
-    if args.capture_video:
-        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
+    if args.eval_episodes or args.capture_video:
 
-        def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        def act(envs: UniformVectorEnv, obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
             if hasattr(envs.unwrapped, "attention"):  # drawn as lines from the agent, the mean over heads
                 envs.unwrapped.attention = attention_weights(agent, obs, device)[:, :, 0].mean(1)
             return eval_actions(agent, obs, mask, masks_acting(args), device)
 
-        write_video(writer, envs, act, run_dir / "agent.gif", step)
+        gif = run_dir / "agent.gif" if args.capture_video else None
+        make_one = partial(make_envs, args, 1, args.mask_mode != "none")
+        obs, _, _ = write_pictures(writer, make_one, act, gif, step)[-1]
+        maps = rearrange(attention_weights(agent, obs, device), "1 h q e -> (h q) e")
+        writer.add_image("attention", np.kron(maps / maps.max(), np.ones((16, 16))), step, dataformats="HW")
     return scores
 
 

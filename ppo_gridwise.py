@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,7 +34,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from envs.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
-from envs.runs import StopOnSignal, check_finite, check_shared_flags, open_run, write_scores, write_video
+from envs.runs import StopOnSignal, action_map, check_finite, check_shared_flags, open_run, write_pictures, write_scores
 from envs.vector import UniformVectorEnv, make_vec, parse_env_kwargs
 
 SCRIPT = "ppo_gridwise"
@@ -808,19 +809,23 @@ def agreed(values: Tensor, world_size: int) -> Tensor:
 
 
 def finish(agent: nn.Module, args: Args, device: torch.device, run_dir: Path, writer: SummaryWriter, step: int) -> dict:
-    """Evaluate as trained and with the mask removed, and write scores, HParams and pictures."""
+    """Evaluate as trained and with the mask removed, and write scores, HParams, action maps and pictures."""
     scores = {}
     if args.eval_episodes:
         as_trained, removed = (evaluate(agent, args, device, use_mask) for use_mask in (masks_acting(args), False))
         scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
         write_scores(writer, args, scores, step)
-    if args.capture_video:
+    if args.eval_episodes or args.capture_video:
 
-        def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        def act(envs: UniformVectorEnv, obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
             return eval_actions(agent, obs, mask, masks_acting(args), device)
 
-        envs = make_envs(args, 1, args.mask_mode != "none", "rgb_array")
-        write_video(writer, envs, act, run_dir / "agent.gif", step)
+        gif = run_dir / "agent.gif" if args.capture_video else None
+        make_one = partial(make_envs, args, 1, args.mask_mode != "none")
+        moments = write_pictures(writer, make_one, act, gif, step)
+        _, mask, actions = max(moments, key=lambda moment: moment[1][:, 0].sum())  # when most agents act
+        nvec = np.array(agent.nvec or [mask.shape[1] - 1])
+        writer.add_image("actions", action_map(actions[0], mask[0, 0], nvec), step, dataformats="HWC")
     return scores
 
 

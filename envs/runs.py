@@ -12,8 +12,25 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from envs.drawing import GRID, PAPER, canvas, pixels, text
 from envs.vector import UniformVectorEnv
+
+LAYOUT = {  # TensorBoard's tab Custom Scalars: title of each chart, and regular expressions of the tags in it
+    "Runs compared": {
+        "return while training": ["Multiline", ["charts/episodic_return$"]],
+        "return in evaluation: as trained, mask removed": [
+            "Multiline",
+            ["eval/episodic_return(_no_mask)?$"],
+        ],
+        "share of illegal actions": ["Multiline", ["masks/illegal_rate$"]],
+        "approximate KL divergence (PPO), Q-values (DQN)": ["Multiline", ["losses/(approx_kl|q_values)$"]],
+        "entropy (PPO), TD loss (DQN)": ["Multiline", ["losses/(entropy|td_loss)$"]],
+        "episode length while training": ["Multiline", ["charts/episodic_length$"]],
+    }
+}
+PICTURE = 6  # steps of the trained agent before its picture is taken
 
 
 def check_shared_flags(args: Any, counts: tuple[str, ...]) -> None:
@@ -52,6 +69,7 @@ def open_run(args: Any, resumed: Path | None, step: int) -> tuple[Path, SummaryW
         wandb.init(project=args.wandb_project_name, name=run_dir.name, config=vars(args), sync_tensorboard=True)
     writer = SummaryWriter(run_dir, purge_step=step if resumed else None)
     rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+    writer.add_custom_scalars(LAYOUT)
     writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
     return run_dir, writer
 
@@ -99,35 +117,81 @@ def write_scores(writer: SummaryWriter, args: Any, scores: dict[str, float], ste
     for key, value in scores.items():
         writer.add_scalar(f"eval/{key}", value, step)
     flags = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()}
-    writer.add_hparams(flags, {f"eval/{key}": value for key, value in scores.items()}, run_name=".")
+    for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
+        writer.file_writer.add_summary(summary)  # add_hparams opens another file, with all scores once more at step 0
     print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
 
 
-def write_video(
+def write_pictures(
     writer: SummaryWriter,
-    envs: UniformVectorEnv,
-    act: Callable[[Any, np.ndarray], np.ndarray],
-    path: Path,
+    make_envs: Callable[[str | None], UniformVectorEnv],
+    act: Callable[[UniformVectorEnv, Any, np.ndarray], np.ndarray],
+    gif: Path | None,
     step: int,
-) -> None:
-    """Play from a new episode on, at most 200 steps, and write an animated GIF and a TensorBoard image.
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Play a few steps of a new episode, and write what it looks like then as the TensorBoard image `agent`.
+
+    An environment that cannot render gets no picture; one whose renderer fails, for want of a screen or of a package,
+    gets none either, unless a GIF was asked for.
 
     Args:
         writer: of the run.
-        envs: one environment that renders "rgb_array"; it is closed.
-        act: maps observations and masks (1, ...) to actions.
-        path: the GIF's.
+        make_envs: makes one environment with the render mode that it is given.
+        act: maps the environment, observations and masks (1, ...) to actions; what it sets is in the picture.
+        gif: where to write an animation of 200 steps, or None.
         step: environment steps of the training.
+
+    Returns:
+        Observation, mask and actions (1, ...) of each moment up to that of the picture.
     """
+    envs, frames, moments = make_envs(None), [], []
+    renders = gif is not None or "rgb_array" in envs.metadata.get("render_modes", ())
+    if renders:
+        envs.close()
+        envs = make_envs("rgb_array")
     obs, infos = envs.reset(seed=20_000)
-    actions = act(obs, infos["action_mask"])  # before the picture, in which the agent may show what it looks at
-    frames = [envs.render()[0]]
-    while len(frames) < 200:
+    for t in range(200 if gif else PICTURE + 1):
+        mask = infos["action_mask"]
+        actions = act(envs, obs, mask)  # before the picture, in which the agent may show what it looks at
+        if t <= PICTURE:
+            moments.append((obs, mask, actions))
+        if renders and (gif or t == PICTURE):
+            try:
+                frames.append(envs.render()[0])
+            except Exception as error:  # of any kind: it is another's renderer, and this is the end of a long run
+                if gif:
+                    raise
+                print(f"No picture of the agent: {error}")
         obs, _, _, _, infos = envs.step(actions)
-        actions = act(obs, infos["action_mask"])
-        frames.append(envs.render()[0])
     envs.close()
-    writer.add_image("agent", frames[len(frames) // 2], step, dataformats="HWC")
-    pictures = [Image.fromarray(frame) for frame in frames]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=150, loop=0)
-    print(f"Wrote {path}")
+    if frames:
+        writer.add_image("agent", frames[PICTURE if gif else 0], step, dataformats="HWC")
+    if gif:
+        pictures = [Image.fromarray(frame) for frame in frames]
+        pictures[0].save(gif, save_all=True, append_images=pictures[1:], duration=150, loop=0)
+        print(f"Wrote {gif}")
+    return moments
+
+
+def action_map(actions: np.ndarray, agents: np.ndarray, nvec: np.ndarray) -> np.ndarray:
+    """A picture of what the agents of a map do: a map for each field, in cells that act the number of the choice.
+
+    Args:
+        actions: (H, W) or (H, W, K) int, a choice for each cell; those of cells without an agent do not count.
+        agents: (H, W), 1 where the cell holds an agent.
+        nvec: (K,) choices in each field, which get a colour each.
+
+    Returns:
+        (24 * H, 24 * (K * W + K - 1), 3) uint8: the maps stand side by side.
+    """
+    cell = 24
+    (height, width), fields = agents.shape, len(nvec)
+    image, draw = canvas((fields * width + fields - 1) * cell, height * cell)
+    for k, y, x in np.ndindex(fields, height, width):
+        left, top = (k * (width + 1) + x) * cell, y * cell
+        choice = actions.reshape(height, width, fields)[y, x, k]
+        color = f"hsl({360 * choice // nvec[k]}, 55%, 75%)" if agents[y, x] else PAPER
+        draw.rectangle([left, top, left + cell - 1, top + cell - 1], fill=color, outline=GRID)
+        if agents[y, x]:
+            text(draw, (left + cell / 2, top + cell / 2), str(choice), cell // 2)
+    return pixels(image)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.machinery
 import json
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 from script import assert_same, checkpoint, run, run_folder, start, tensorboard
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+from envs.runs import action_map
 
 SMALL = {  # iterations of 32 steps
     "ppo_action_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0"),
@@ -36,6 +40,10 @@ SAVED = [  # every script with environments that it resumes bit for bit
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
 LOSSES = {script: {"td_loss", "q_values"} if script == "dqn_action_mask" else PPO_LOSSES for script in SMALL}
+IMAGES = {script: {"agent"} for script in SMALL} | {
+    "ppo_attention_mask": {"agent", "attention"},
+    "ppo_gridwise": {"agent", "actions"},
+}
 TAGS = {
     *(f"charts/{tag}" for tag in ("episodic_return", "episodic_length", "learning_rate", "SPS")),
     *("masks/legal_fraction", "masks/illegal_rate", "eval/episodic_return"),
@@ -64,9 +72,22 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     assert events.Scalars("masks/illegal_rate")[-1].value == 0.0
     assert 0.3 < events.Scalars("masks/legal_fraction")[-1].value < 1.0
     assert {"_hparams_/session_start_info"} <= set(events.summary_metadata)
-    assert "hyperparameters/text_summary" in events.Tags()["tensors"] and "agent" in events.Tags()["images"]
+    assert [event.step for event in events.Scalars("eval/episodic_return")] == [2048]  # one event, at the last step
+    assert "hyperparameters/text_summary" in events.Tags()["tensors"] and set(events.Tags()["images"]) == IMAGES[script]
     assert (run_folder(tmp_path) / "agent.gif").read_bytes()[:3] == b"GIF"
     assert checkpoint(tmp_path)["script"] == script
+
+    (layout,) = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val
+    charts = [chart.multiline.tag for category in Layout.FromString(layout).category for chart in category.chart]
+    shown = [[tag for tag in events.Tags()["scalars"] if re.match("|".join(chart), tag)] for chart in charts]
+    losses = ("q_values", "td_loss") if script == "dqn_action_mask" else ("approx_kl", "entropy")
+    assert shown == [
+        ["charts/episodic_return"],
+        ["eval/episodic_return", "eval/episodic_return_no_mask"],
+        ["masks/illegal_rate"],
+        *([f"losses/{name}"] for name in losses),
+        ["charts/episodic_length"],
+    ]
 
 
 @pytest.mark.parametrize("mode", ["naive", "penalty", "none"])
@@ -152,7 +173,7 @@ def trained(runs, script):
     folder = runs / script
     if not folder.exists():
         folder.mkdir()
-        assert run(folder, script, *SMALL[script], "--total-timesteps", "64").returncode == 0
+        assert run(folder, script, *SMALL[script], "--total-timesteps", "64", "--eval-episodes", "2").returncode == 0
     return run_folder(folder) / "checkpoint.pt"
 
 
@@ -162,6 +183,48 @@ def test_eval_only_prints_scores_with_and_without_the_mask(script, tmp_path, tra
     scores = json.loads(done.stdout)
     assert scores["as_trained"]["illegal_rate"] == 0 < scores["no_mask"]["illegal_rate"]
     assert scores["as_trained"]["episodic_length"] > 0 and not (tmp_path / "runs").exists()
+
+
+def test_pictures_need_no_video(script, trained):
+    events = tensorboard(trained.parents[2])
+    assert set(events.Tags()["images"]) == IMAGES[script]
+    assert not (trained.parent / "agent.gif").exists()
+
+
+@pytest.mark.parametrize("script, env_id", [
+    ("ppo_action_mask", "worlds:Test/Wheel-v0"),
+    ("dqn_action_mask", "worlds:Test/Wheel-v0"),
+    ("ppo_attention_mask", "worlds:Test/Apples-v0"),
+    ("ppo_gridwise", "worlds:Test/Lights-v0"),
+])  # fmt: skip
+def test_an_env_without_a_renderer_has_no_picture_of_it(script, env_id, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(script, *SMALL[script], "--env-id", env_id, "--total-timesteps", "64", "--eval-episodes", "2")
+    tags = tensorboard(tmp_path).Tags()
+    assert set(tags["images"]) == IMAGES[script] - {"agent"} and "eval/episodic_return" in tags["scalars"]
+    assert "picture" not in capsys.readouterr().out
+
+
+def test_a_renderer_that_fails_costs_the_picture_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    script = "ppo_action_mask"
+    flags = (*SMALL[script], "--env-id", "worlds:Test/Screenless-v0", "--total-timesteps", "64", "--eval-episodes", "2")
+    assert main(script, *flags)
+    assert "No picture of the agent: there is no screen" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="there is no screen"):
+        main(script, *flags, "--capture-video", "--exp-name", "video")
+
+
+def test_the_action_map_shows_who_acts_and_what():
+    """Two fields side by side, a gap of one cell between them."""
+    actions, agents = np.zeros((2, 3, 2), int), np.array([[1, 0, 0], [0, 0, 1]])
+    actions[1, 2] = 1, 3
+    picture = action_map(actions, agents, np.array([2, 4]))
+    assert picture.shape == (48, 7 * 24, 3) and picture.dtype == np.uint8
+    corners = picture[4::24, 4::24]  # of each cell, where no number stands
+    empty = (corners == corners[0, 3]).all(-1)
+    assert np.array_equal(~empty, np.hstack([agents, [[0], [0]], agents]))
+    assert len({tuple(corners[y, x]) for y, x in ((0, 0), (1, 2), (1, 6))}) == 3  # choices 0, 1 of 2 and 3 of 4
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -10,9 +10,8 @@ PPO, DQN, ATTENTION, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_attention
 SCRIPTS = (PPO, DQN, ATTENTION, GRID)
 SHARED = {
     SCRIPTS: ("flat_parameters", "evaluate", "masks_acting", "make_update", "agreed"),
-    (PPO, DQN, GRID): ("finish",),
     (PPO, DQN, ATTENTION): ("eval_actions",),
-    (PPO, DQN): ("on_host", "make_envs"),
+    (PPO, DQN): ("on_host", "make_envs", "finish"),
     (PPO, ATTENTION, GRID): ("CategoricalMasked", "layer_init", "compute_gae"),
     (PPO, ATTENTION): ("ppo_loss",),
 }

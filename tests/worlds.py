@@ -81,6 +81,21 @@ class Wheel(gym.Env):
 gym.register("Test/Wheel-v0", Wheel)
 
 
+class Screenless(Wheel):
+    """Says that it renders, and cannot."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        raise RuntimeError("there is no screen")
+
+
+gym.register("Test/Screenless-v0", Screenless)
+
+
 class Apples(gym.Env):
     """Three apples, some of them there; the one to pick is the ripest. Absent ones hold NaN."""
 
