@@ -94,9 +94,10 @@ class Mask:
         flags = _batch(flags, num_envs, expected)
         if flags.shape[1] != count:
             raise ValueError(f"{expected}, got {given}.")
-        if flags.dtype != bool and ((flags != 0) & (flags != 1)).any():
+        legal = flags.astype(bool)
+        if (legal != flags).any():
             raise ValueError(f"Field {field!r}: Mask() takes flags that are True or False (1 or 0), got {self.flags}.")
-        return flags.astype(bool, copy=False)
+        return legal
 
 
 def _batch(array: np.ndarray, num_envs: int, expected: str) -> np.ndarray:
@@ -162,7 +163,7 @@ def legal_actions(
                 f"value among {enumeration.__name__}({names}{', ...' if len(members) > 8 else ''})."
             )
         columns.append(legal)
-    return np.concatenate(columns, axis=1).astype(np.int8)
+    return np.concatenate(columns, axis=1, dtype=np.int8)
 
 
 class _FieldActions:

@@ -125,7 +125,7 @@ class JobRouting(BatchedEnv):
         power, skill = fleet.random(num_machines), fleet.random((len(KINDS), num_machines))
         self.speed = np.exp(2 * (power - 1) + 5 * (skill - 1))  # (4, M)
         self.price = np.exp(4 * (power - 1))  # (M,)
-        self.slowness = DELAY_WEIGHT / self.speed
+        self.slowness, self.dearness = DELAY_WEIGHT / self.speed, 1 + PRICE_WEIGHT * self.price
 
         self.kind = np.zeros(num_envs, np.int64)
         self.size, self.urgency = np.zeros(num_envs), np.zeros(num_envs)
@@ -135,12 +135,12 @@ class JobRouting(BatchedEnv):
 
     def best_actions(self) -> np.ndarray:
         """The machine (N,) int64 that earns the most for the present job."""
-        return self._offers(self._rows).argmax(axis=1)
+        return self._offers().argmax(axis=1)
 
-    def _offers(self, rows: np.ndarray) -> np.ndarray:
-        """What each machine would earn now (R, M) float64: 0 where it is down."""
-        delay = (self.urgency[rows] * self.size[rows])[:, None] * self.slowness[self.kind[rows]]
-        return self.up[rows] / (delay + (1 + PRICE_WEIGHT * self.price))
+    def _offers(self) -> np.ndarray:
+        """What each machine would earn now (N, M) float64: 0 where it is down."""
+        delay = (self.urgency * self.size)[:, None] * self.slowness[self.kind]
+        return self.up / (delay + self.dearness)
 
     def _new_jobs(self, rows: np.ndarray, draws: np.ndarray) -> None:
         self.kind[rows] = len(KINDS) * draws[:, 0]
@@ -154,15 +154,16 @@ class JobRouting(BatchedEnv):
 
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, machine = self._rows, np.asarray(actions)
-        offers = self._offers(rows)
-        rewards, accepted = offers[rows, machine], self.up[rows, machine]
+        offers = self._offers()
+        rewards = offers[rows, machine]
+        accepted = rewards > 0  # as every machine that is up earns something
         self.total += rewards
         self.optimum += offers.max(axis=1)
         self.last_machine[:], self.last_reward[:] = machine, rewards
         draws = self._uniform(rows, 3 + self.num_machines)
         self._new_jobs(rows[accepted], draws[accepted, :3])
         if self.num_up < self.num_machines:
-            luck = draws[:, 3:] - 2 * self.up  # below 0 where the machine is up
+            luck = draws[:, 3:] - self.up  # below 0 where the machine is up
             self.up[rows, luck.argmin(axis=1)], self.up[rows, luck.argmax(axis=1)] = False, True
         return rewards, self.elapsed + 1 >= self.num_jobs
 
@@ -187,7 +188,7 @@ class JobRouting(BatchedEnv):
 
     def _render_ansi(self, row: int) -> str:
         kind, up, shown = self.kind[row], self.up[row], min(self.num_machines, MAX_TILES)
-        offers = self._offers(np.array([row]))[0]
+        offers = self._offers()[row]
         best = offers.argmax()
 
         def tile(m: int) -> str:
@@ -208,7 +209,7 @@ class JobRouting(BatchedEnv):
 
     def _render_rgb(self, row: int) -> np.ndarray:
         kind, color = self.kind[row], KIND_COLORS[self.kind[row]]
-        offers = self._offers(np.array([row]))[0]
+        offers = self._offers()[row]
         best, shown = offers.argmax(), min(self.num_machines, MAX_TILES)
         image, draw = canvas(800, 500)
         text(draw, (24, 28), "Job routing", 20, anchor="lm")

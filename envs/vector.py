@@ -66,9 +66,10 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
             f"Environment {first_env}: the action mask has shape {mask.shape[1:]} and dtype {mask.dtype}; expected "
             f"shape ({nvec.sum()},), one entry for each choice ({fields}), as int8 with 1 where legal."
         )
-    bad = mask.view(np.uint8) > 1 if mask.dtype == np.int8 else (mask != 0) & (mask != 1)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+    # With few environments the calls cost more than the arithmetic: whether a row is bad comes first, which one after.
+    bad = mask.view(np.uint8).max() > 1 if mask.dtype == np.int8 else ((mask != 0) & (mask != 1)).any()
+    if bad:
+        row, column = np.argwhere((mask != 0) & (mask != 1))[0]
         raise ValueError(
             f"Environment {first_env + row}: the action mask holds {mask[row, column]} at entry {column}; expected "
             f"only 0 (illegal) and 1 (legal)."
@@ -78,7 +79,7 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
         legal = mask.any(axis=1, keepdims=True)
     else:
         legal = np.add.reduceat(mask, np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0
-    if not (legal.all(axis=1) | ended).all():
+    if not legal.all() and not (legal.all(axis=1) | ended).all():
         row = np.flatnonzero(~(legal.all(axis=1) | ended))[0]
         field = np.flatnonzero(~legal[row])[0]
         raise ValueError(
@@ -342,9 +343,9 @@ class UniformVectorEnv(VectorWrapper):
         if not self.require_mask and "action_mask" not in infos:
             return np.ones((self.num_envs, self.nvec.sum()), np.int8)
         given = infos.get("_action_mask", np.zeros(self.num_envs, bool))
-        missing = np.flatnonzero(expected & ~given)
-        if missing.size:
-            raise ValueError(f"Environment {missing[0]}: no action mask was given. {HOW_TO_GIVE_A_MASK}")
+        if (expected & ~given).any():
+            row = np.flatnonzero(expected & ~given)[0]
+            raise ValueError(f"Environment {row}: no action mask was given. {HOW_TO_GIVE_A_MASK}")
         return check_action_mask(infos["action_mask"], self.nvec, ended=terminations | ~given)
 
     def _observation(self, obs: Any) -> Any:
