@@ -3,21 +3,20 @@
 import json
 import re
 from math import floor
-from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parent.parent
-SCORES = {  # run: (what is reported, its key, as a share)
+from scores import ROOT, RUNS
+
+SCORES = {  # world, the first word of a run's name: (what is reported, its key, as a share)
     "JobRouting": ("return, share of the optimum", "optimality", True),
     "Maze": ("episodes that end at the goal", "win_rate", True),
     "BinPlacement": ("return, share of the optimum", "optimality", True),
     "Taxi": ("return", "episodic_return", False),
     "ConnectFour": ("games won against random", "win_rate", True),
     "PandaForest": ("all eaten, no harm", "success", True),
-    "PandaForest, padding seen": ("all eaten, no harm", "success", True),
     "OrderPicking": ("right picks", "episodic_return", True),
     "Harvest": ("units brought home", "episodic_return", False),
-    "Harvest, joint ratio": ("units brought home", "episodic_return", False),
+    "MicroRTS": ("games won of 100", "success", True),
 }
 
 
@@ -33,9 +32,8 @@ def results(script: str) -> str:
     """Scores of a script with the mask, and of the same agents with the mask removed at evaluation."""
     runs = json.loads((ROOT / f"docs/results/{script}.json").read_text())
     lines = ["| flags | score | with the mask | the mask removed | minutes |", "|-|-|-|-|-|"]
-    for name, (what, key, share) in SCORES.items():
-        if name not in runs:
-            continue
+    for name in filter(runs.get, RUNS[script]):
+        what, key, share = SCORES[re.split("[ ,]", name)[0]]
         flags = re.sub(r" --seed.*", "", runs[name][0]["flags"])
         masked, removed = ([run["scores"][k] for run in runs[name]] for k in (key, f"{key}_no_mask"))
         minutes = median(run["minutes"] for run in runs[name])

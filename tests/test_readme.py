@@ -1,7 +1,7 @@
 """Every command and code block of the README runs."""
 
 import ast
-import importlib.util
+import importlib
 import re
 import shlex
 
@@ -73,9 +73,8 @@ def test_pitfalls_name_tests_that_exist():
     assert named and named <= defined
 
 
-def test_tables_are_those_of_the_recorded_runs():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmark/tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+def test_tables_are_those_of_the_recorded_runs(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    tables = importlib.import_module("tables")
     assert "MaskablePPO" in tables.speed("ppo") and "Maze" in tables.results("dqn_action_mask")
     assert tables.fill(README) == README
