@@ -1,12 +1,32 @@
-"""Draw the README's curves from the recorded runs in docs/results/: python benchmark/figures.py"""
+"""Draw the README's figures: curves from the recorded runs in docs/results/, and pictures of the masks.
+
+    python benchmark/figures.py --forest runs/A/checkpoint.pt runs/B/checkpoint.pt --harvest runs/C/checkpoint.pt
+
+A and B are of ppo_attention_mask.py, B with --no-attention-mask, C is of ppo_gridwise.py; the pictures that need these
+agents are left as they are without them.
+"""
 
 import json
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+import tyro
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the scripts and envs
+
+import ppo_attention_mask  # noqa: E402
+import ppo_gridwise  # noqa: E402
+from envs.harvest import NEW, Harvest  # noqa: E402
+from envs.panda_forest import KINDS, PandaForest, sprite  # noqa: E402
+from ppo_action_mask import CategoricalMasked  # noqa: E402
+
+PAPER = "#fbf9f4"  # the environments' background
 INK, COLORS = "#7b8794", ("#2a9d8f", "#d97742", "#3a6ea5")  # readable on light and on dark pages
 CURVES = {  # file: script, title, label of each run
     "attention": (
@@ -42,6 +62,158 @@ def draw(name: str) -> None:
     figure.savefig(ROOT / f"docs/{name}.png", dpi=140, transparent=True)
 
 
+@dataclass
+class Args:
+    """Which trained agents to draw."""
+
+    forest: tuple[Path, Path] | None = None
+    """checkpoints of ppo_attention_mask.py, with the attention mask and without"""
+    harvest: Path | None = None
+    """checkpoint of ppo_gridwise.py"""
+
+
+def load_agent(script: Any, path: Path) -> Any:
+    """The agent of a checkpoint, and the flags it was trained with."""
+    saved = torch.load(path, weights_only=True)
+    args = script.Args(**saved["args"])
+    size = args.channels if script is ppo_gridwise else args
+    agent = script.Agent(tuple(saved["obs_shape"]), tuple(saved["nvec"]), size)
+    agent.load_state_dict(saved["model"])
+    return agent
+
+
+def panels(*sizes: int, height: float, rows: tuple[int, ...] = (1,)) -> tuple[Any, np.ndarray]:
+    """A figure as wide as a README, with axes (rows, columns) of these relative sizes, without frames."""
+    figure, axes = plt.subplots(
+        len(rows),
+        len(sizes),
+        figsize=(8, height),
+        width_ratios=sizes,
+        height_ratios=rows,
+        layout="constrained",
+        squeeze=False,
+    )
+    for each in axes.flat:
+        each.set_xticks([]), each.set_yticks([])
+        each.spines[:].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Any, name: str) -> None:
+    """Write docs/`name`.png."""
+    figure.savefig(ROOT / f"docs/{name}.png", dpi=140, transparent=True)
+
+
+def draw_logits() -> None:
+    """The worked example of the README: two states, three actions, before and after the mask."""
+    logits = torch.tensor([[-1.8222, 1.0769, -0.6567], [-0.6729, 0.1665, -1.7856]])
+    mask = torch.tensor([[False, False, True], [True, True, False]])
+    before, after = (CategoricalMasked(logits, m).probs for m in (None, mask))
+    figure, axes = panels(1, 1, height=2.9)
+    places = np.array([0, 1, 2, 4, 5, 6])  # two states, a gap between them
+    crosses = places[~mask.flatten().numpy()] + 0.2
+    shown = {"logits": (logits, torch.where(mask, logits, 0.0)), "probabilities": (before, after)}
+    for axis, (title, values) in zip(axes[0], shown.items(), strict=True):
+        axis.bar(places - 0.2, values[0].flatten(), 0.38, color=COLORS[1], label="without mask")
+        axis.bar(places + 0.2, values[1].flatten(), 0.38, color=COLORS[0], label="with mask")
+        style = {"color": "#d64545", "markersize": 8, "markeredgewidth": 2.5, "clip_on": False}
+        axis.plot(crosses, 0 * crosses, "x", label="illegal: lowest finite logit, probability 0", **style)
+        axis.set_title(title, color=INK, fontsize=11)
+        axis.axhline(0, color=INK, linewidth=0.8)
+        axis.set_xticks(places, ["0", "1\nfirst state", "2", "0", "1\nsecond state", "2"])
+        axis.yaxis.set_major_locator(plt.MaxNLocator(4))
+        axis.tick_params(colors=INK, labelsize=9, length=0, pad=6)
+        axis.grid(axis="y", color=INK, alpha=0.2)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, labelcolor=INK, framealpha=0, fontsize=9, loc="outside lower center", ncols=3)
+    save(figure, "logits")
+
+
+def draw_entities(axis: Any, env: PandaForest, seen: np.ndarray, title: str, values: list[str]) -> None:
+    """All entities of a forest in a row, pale where they are not seen, and a text under each."""
+    axis.add_patch(plt.Rectangle((0, -0.75), env.num_entities, 1.8, color=PAPER, zorder=-1))
+    for k, kind in enumerate(env.kinds):
+        axis.imshow(sprite(KINDS[kind], 64), extent=(k, k + 1, 0, 1), alpha=1.0 if seen[k] else 0.3)
+        color = COLORS[0] if seen[k] else COLORS[1]
+        axis.text(k + 0.5, -0.35, values[k], ha="center", va="center", color=color, fontsize=9, weight="bold")
+    axis.set_title(title, color=INK, fontsize=9)
+    axis.set_xlim(0, env.num_entities), axis.set_ylim(-0.75, 1.05)
+
+
+def draw_forest_masks(seed: int = 30) -> None:
+    """One forest, with its trees and without: who is seen."""
+    forest = PandaForest(1, render_mode="rgb_array")
+    forest.reset(seed=seed)
+    meadow = PandaForest(1, num_trees=0, render_mode="rgb_array")
+    meadow.reset(seed=seed)
+    meadow.cells[:] = forest.cells[:, : meadow.num_entities]
+    figure, axes = panels(1, 1, height=4.9, rows=(8, 1))
+    for column, env, title in zip(axes.T, (forest, meadow), ("with trees", "the same without trees"), strict=True):
+        column[0].imshow(env.render()[0])
+        column[0].set_title(title, color=INK, fontsize=11)
+        mask = env._observe(np.array([0]))["entity_mask"][0]
+        draw_entities(column[1], env, mask, "entity_mask", [str(m) for m in mask])
+    save(figure, "forest_masks")
+
+
+def attention(agent: Any, obs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What the panda attends to (N, E), the mean over heads, and its share (N,) on entities that are not seen."""
+    rows = np.concatenate([obs["entity_mask"][..., None], obs["entities"]], axis=-1, dtype=np.float32)
+    weights = ppo_attention_mask.attention_weights(agent, rows, torch.device("cpu"))[:, :, 0].mean(1)
+    return weights, (weights * (obs["entity_mask"] == 0)).sum(1)
+
+
+def draw_attention_maps(paths: tuple[Path, Path], seed: int = 3) -> None:
+    """What two trained agents attend to in one state: lines from the panda, and numbers."""
+    figure, axes = panels(1, 1, height=4.9, rows=(8, 1))
+    for column, path, title in zip(axes.T, paths, ("with the mask", "without: padding is seen"), strict=True):
+        env, agent = PandaForest(1, render_mode="rgb_array"), load_agent(ppo_attention_mask, path)
+        mean = attention(agent, PandaForest(1000).reset(seed=0)[0])[1].mean()
+        obs, _ = env.reset(seed=seed)
+        weights, unseen = attention(agent, obs)
+        env.attention = np.where(np.arange(env.num_entities), weights, 0)  # lines to the others only
+        column[0].imshow(env.render()[0])
+        column[0].set_title(title, color=INK, fontsize=11)
+        label = f"attention in %; on the unseen {unseen[0]:.0%}, mean of 1,000 forests {mean:.0%}"
+        draw_entities(column[1], env, obs["entity_mask"][0], label, [f"{100 * weight:.0f}" for weight in weights[0]])
+    save(figure, "attention_maps")
+
+
+def draw_acting_cells(path: Path, seed: int = 1, steps: int = 40) -> None:
+    """Harvest in mid-episode: the map, the cells that act, and what their agents do."""
+    env, agent = Harvest(1, render_mode="rgb_array"), load_agent(ppo_gridwise, path)
+    torch.manual_seed(seed)
+    obs, info = env.reset(seed=seed)
+    for _ in range(steps):
+        masks = np.concatenate([info["agent_mask"][:, None], info["action_mask"]], axis=1)
+        actions = ppo_gridwise.eval_actions(agent, obs, masks, True, torch.device("cpu"))
+        env.last[:] = NEW  # no arrows before
+        before, agents, legal = env.render()[0], info["agent_mask"][0], info["action_mask"][0].sum(0)
+        obs, _, _, _, info = env.step(actions)
+    figure, axes = panels(1, 1, 1, height=3.2)
+    for axis, title in zip(axes[0], ("the map", "who acts, out of how many actions", "what they do"), strict=True):
+        axis.set_title(title, color=INK, fontsize=10)
+    axes[0, 0].imshow(before)
+    axes[0, 2].imshow(env.render()[0])
+    cell = before.shape[1] / env.width
+    top = (before.shape[0] - cell * env.height) / 2  # the headline; the legend is as high
+    axes[0, 1].imshow(np.full_like(before, plt.matplotlib.colors.to_rgba_array(PAPER)[0, :3] * 255, np.uint8))
+    for y, x in np.ndindex(agents.shape):
+        left, upper, color = x * cell, top + y * cell, COLORS[0] if agents[y, x] else PAPER
+        axes[0, 1].add_patch(plt.Rectangle((left, upper), cell, cell, facecolor=color, edgecolor="#e4dfd3"))
+        if agents[y, x]:
+            place = (left + cell / 2, upper + cell / 2)
+            axes[0, 1].text(*place, legal[y, x], ha="center", va="center", color="white", weight="bold")
+    save(figure, "acting_cells")
+
+
 if __name__ == "__main__":
+    args = tyro.cli(Args)
     for name in CURVES:
         draw(name)
+    draw_logits()
+    draw_forest_masks()
+    if args.forest:
+        draw_attention_maps(args.forest)
+    if args.harvest:
+        draw_acting_cells(args.harvest)

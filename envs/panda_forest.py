@@ -349,9 +349,9 @@ class PandaForest(BatchedEnv):
                 pen.ellipse(spot, fill=int(90 * weights[k]), outline=int(230 * weights[k]), width=width)
                 image.paste(BEAM, mask=beam)
         for k, y, x, seen in entities[::-1] if self.harmed[row] else entities:  # whoever strikes is on top
-            sprite = _sprite(KINDS[self.kinds[k]], tile)
-            mask = sprite.getchannel("A").point(lambda alpha, share=1 if seen else 0.4: int(alpha * share))
-            image.paste(sprite, (side + x * tile, top + y * tile), mask)
+            picture = sprite(KINDS[self.kinds[k]], tile)
+            mask = picture.getchannel("A").point(lambda alpha, share=1 if seen else 0.4: int(alpha * share))
+            image.paste(picture, (side + x * tile, top + y * tile), mask)
         ways = np.array([[0, -1], [0, 1], [-1, 0], [1, 0]])
         for way, legal in zip(ways, self._legal(np.array([row]))[0], strict=False):
             if not legal:
@@ -360,7 +360,7 @@ class PandaForest(BatchedEnv):
 
 
 @lru_cache
-def _sprite(kind: str, tile: int) -> Image.Image:
+def sprite(kind: str, tile: int) -> Image.Image:
     """The picture of one kind, `tile` pixels wide, on a transparent ground."""
     image = Image.new("RGBA", (tile, tile))
     draw = ImageDraw.Draw(image)
