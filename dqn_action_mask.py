@@ -428,7 +428,8 @@ def make_update(
         return loss_function(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
 
     gradient = torch.func.grad(loss_of_vector, has_aux=True)
-    options = {"fullgraph": True, "options": {"cpp_wrapper": True}}
+    # On CPUs inductor then computes tanh as 2 / (1 + exp(-2x)) - 1, within 2e-7: 15 % off an update.
+    options = {"fullgraph": True, "options": {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}}
     if world_size > 1:  # the average over ranks stands between the gradient and the step
         graph = torch.compile(gradient, **options)
 

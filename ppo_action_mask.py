@@ -296,12 +296,11 @@ def compute_gae(
         dones: (T, N) bool, the step ended an episode either way.
         gamma, gae_lambda: discount and lambda.
     """
-    deltas = rewards + gamma * next_values - values
-    carry = gamma * gae_lambda * (~dones)
-    advantages = torch.empty_like(deltas)
-    advantage = torch.zeros_like(deltas[0])
-    for t in reversed(range(len(deltas))):
-        advantage = advantages[t] = deltas[t] + carry[t] * advantage
+    advantages = rewards + gamma * next_values - values  # so far of one step
+    carry = (gamma * gae_lambda * (~dones)).unbind()
+    rows = advantages.unbind()  # views: indexing in the loop would cost more than the arithmetic
+    for t in reversed(range(len(rows) - 1)):
+        rows[t].addcmul_(carry[t], rows[t + 1])
     return advantages
 
 
@@ -492,7 +491,8 @@ def make_update(
         return loss_function(lambda *inputs: torch.func.functional_call(agent, parameters, inputs), mb, args)
 
     gradient = torch.func.grad(loss_of_vector, has_aux=True)
-    options = {"fullgraph": True, "options": {"cpp_wrapper": True}}
+    # On CPUs inductor then computes tanh as 2 / (1 + exp(-2x)) - 1, within 2e-7: 15 % off an update.
+    options = {"fullgraph": True, "options": {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}}
     if world_size > 1:  # the average over ranks stands between the gradient and the step
         graph = torch.compile(gradient, **options)
 
