@@ -62,6 +62,27 @@ def draw(name: str) -> None:
     figure.savefig(ROOT / f"docs/{name}.png", dpi=140, transparent=True)
 
 
+def draw_growth() -> None:
+    """CPU time per step against size, both as ratios to the smallest."""
+    kinds = json.loads((ROOT / "docs/results/throughput_growth.json").read_text())["figures"]
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    for (kind, costs), marker, color in zip(kinds.items(), "os^vD", (*COLORS, "#8a5fa8", "#b8862d"), strict=True):
+        sizes = np.array([int(size) for size in costs])
+        seconds = np.array(list(costs.values()))  # (sizes, rounds)
+        ratios = seconds / seconds[0]
+        label = f"{kind}, {sizes[0]} to {sizes[-1]:,}"
+        axes.loglog(sizes / sizes[0], np.median(ratios, axis=1), marker=marker, markersize=4, color=color, label=label)
+        axes.fill_between(sizes / sizes[0], ratios.min(1), ratios.max(1), color=color, alpha=0.2, linewidth=0)
+    axes.set_title("CPU time per step, as a ratio to the smallest", color=INK, fontsize=11)
+    axes.set_xlabel("how many times as many", color=INK)
+    axes.tick_params(colors=INK, which="both")
+    axes.grid(color=INK, alpha=0.2)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    axes.legend(labelcolor=INK, framealpha=0, fontsize=9)
+    save(figure, "growth")
+
+
 @dataclass
 class Args:
     """Which trained agents to draw."""
@@ -211,6 +232,7 @@ if __name__ == "__main__":
     args = tyro.cli(Args)
     for name in CURVES:
         draw(name)
+    draw_growth()
     draw_logits()
     draw_forest_masks()
     if args.forest:

@@ -69,6 +69,83 @@ def speed(suite: str) -> str:
     return "\n".join(lines)
 
 
+def fields_speed() -> str:
+    """Steps per second at 339 binary fields, as ratios to MaskablePPO's."""
+    recorded = json.loads((ROOT / "docs/results/throughput_fields.json").read_text())
+    rates = recorded["steps_per_second"]
+    lines = [
+        "| arm | steps per second, x MaskablePPO |",
+        "|-|-|",
+        f"| MaskablePPO | 1 (it ran at {int(median(rates['MaskablePPO'])):,} steps/s here) |",
+    ]
+    for arm, ratio in recorded["ratios"].items():
+        lines.append(f"| {arm} | {interval([ratio[key] for key in ('median_ratio', 'min', 'max')])} |")
+    return "\n".join([*lines, repeated(recorded, "throughput.py --suite fields")])
+
+
+def breakdown() -> str:
+    """Shares of the CPU time, and of what the core reaches in matrix products alone."""
+    recorded = json.loads((ROOT / "docs/results/throughput_breakdown.json").read_text())
+    parts = ("environment", "acting", "update", "rest")
+    lines = [
+        f"| training | {' | '.join(parts)} | steps per CPU second | of sgemm 1024 x 1024 x 1024 | 256 x 64 x 64 |",
+        "|-|-|-|-|-|-|-|-|",
+    ]
+    for arm, figures in recorded["figures"].items():
+        totals = figures["total"]
+        shares = [[a / b for a, b in zip(figures[part], totals, strict=True)] for part in parts]
+        for key in ("sgemm 1024 x 1024 x 1024", "sgemm 256 x 64 x 64"):
+            reached = zip(figures["flops_per_step"], totals, figures[key], strict=True)
+            shares.append([flops / total / peak for flops, total, peak in reached])
+        *parts_of_time, large, small = (spread(values, True) for values in shares)
+        lines.append(f"| {arm} | {' | '.join(parts_of_time)} | {int(1 / median(totals)):,} | {large} | {small} |")
+    flops = next(iter(recorded["figures"].values()))["flops_per_step"][0]
+    lines.append(f"\nMatrix products of a step: {flops / 1000:.0f} kFLOP, of its four epochs and of acting.")
+    return "\n".join([*lines, repeated(recorded, "growth.py --suite breakdown")])
+
+
+def grid_speed() -> str:
+    """Updates per CPU second of the grid-wise agent as ratios to GridNet's."""
+    recorded = json.loads((ROOT / "docs/results/throughput_grid.json").read_text())
+    lines = []
+    for world, seconds in recorded["figures"].items():
+        peer, *others = seconds
+        lines = lines or [f"| an agent's action | update | updates per CPU second, x {peer} |", "|-|-|-|"]
+        for arm in others:
+            ratios = sorted(a / b for a, b in zip(seconds[peer], seconds[arm], strict=True))
+            lines.append(f"| {world} | {arm} | {interval([median(ratios), ratios[0], ratios[-1]])} |")
+    return "\n".join([*lines, repeated(recorded, "growth.py --suite grid")])
+
+
+def growth() -> str:
+    """CPU time per step as ratios to the smallest size's."""
+    recorded = json.loads((ROOT / "docs/results/throughput_growth.json").read_text())
+    lines = ["| more | CPU time per step, x that at the smallest |", "|-|-|"]
+    for kind, costs in recorded["figures"].items():
+        (smallest, base), *larger = costs.items()
+        cells = [f"{smallest}: 1"]
+        for size, seconds in larger:
+            ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
+            cells.append(f"{size}: {interval([median(ratios), ratios[0], ratios[-1]])}")
+        lines.append(f"| {kind} | {', '.join(cells)} |")
+    return "\n".join([*lines, repeated(recorded, "growth.py --suite growth")])
+
+
+def interval(values: list[float]) -> str:
+    """Median [smallest, largest], cut off after two decimals."""
+    middle, low, high = (floor(value * 100) / 100 for value in values)
+    return f"{middle} [{low}, {high}]"
+
+
+def repeated(recorded: dict, command: str) -> str:
+    """How it was measured, and how to do so again."""
+    torch = recorded["versions"]["torch"]
+    return (
+        f"\n{recorded['pairs']} rounds in alternation, median [smallest, largest]; torch {torch}. "
+        f"`python benchmark/{command}` repeats it."
+    )
+
+
 def attention_speed() -> str:
     """Updates per second of the attention encoder as ratios to PyTorch's."""
     ratios = json.loads((ROOT / "docs/results/attention_speed.json").read_text())["ratios"]
@@ -96,6 +173,10 @@ def fill(readme: str) -> str:
         "speed attention": attention_speed(),
         "speed ppo": speed("ppo"),
         "speed dqn": speed("dqn"),
+        "speed fields": fields_speed(),
+        "speed breakdown": breakdown(),
+        "speed grid": grid_speed(),
+        "speed growth": growth(),
     }
     for name, table in tables.items():
         marked = re.compile(f"(<!-- {name} -->\\n).*?(\\n<!-- /{name} -->)", re.S)

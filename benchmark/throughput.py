@@ -1,14 +1,16 @@
 """Steps per second of our scripts as ratios to well-known implementations, measured in alternation.
 
     pip install -r requirements.txt -r benchmark/requirements.txt
-    python benchmark/throughput.py --suite ppo --steps 40000 --out docs/results/throughput.json
-    python benchmark/throughput.py --suite dqn --steps 100000 --pairs 3 --out docs/results/throughput_dqn.json
+    python benchmark/throughput.py --suite ppo --steps 40000 --out docs/results/throughput_ppo.json
+    python benchmark/throughput.py --suite dqn --pairs 3 --out docs/results/throughput_dqn.json
+    python benchmark/throughput.py --suite fields --out docs/results/throughput_fields.json
 
-Every arm of a suite trains on the same JobRouting (16 machines) with the same network, batch size, updates per sample
-and learning rate, in a process of its own on one thread; arms alternate, so that a slow phase of the machine hits all.
-A figure is the median over rounds of (arm / first peer of the same round), with the smallest and largest ratio. The
-first quarter of each run is left out of the speed: imports, and compiling where it is on. The seconds to a score count
-from the first step, compiling included: until the last 64 episodes of training return 36, which is 86 % of the optimum.
+Every arm of a suite trains on the same environment, JobRouting with 16 machines or 339 binary fields, with the same
+network, batch size, updates per sample and learning rate, in a process of its own on one thread; arms alternate, so
+that a slow phase of the machine hits all. A figure is the median over rounds of (arm / first peer of the same round),
+with the smallest and largest ratio. The first quarter of each run is left out of the speed: imports, and compiling
+where it is on. The seconds to a score count from the first step, compiling included: until the last 64 episodes of
+training return 36, which is 86 % of the optimum in JobRouting.
 """
 
 import collections
@@ -20,11 +22,12 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -34,6 +37,7 @@ import tyro
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from envs import BatchedEnv, SingleEnv  # noqa: E402
 from envs.job_routing import DELAY_WEIGHT, KINDS, PRICE_WEIGHT, JobRouting  # noqa: E402
 
 TARGET_RETURN = 36
@@ -78,10 +82,54 @@ class PythonJobRouting(gym.Env):
         return self.mask.astype(bool)
 
 
+class Bits(BatchedEnv):
+    """339 lamps, of which a random half is broken and stays off; every eighth shall be as one of eight bits shows.
+
+    The reward of a step is the share of lamps that are right, and an episode has 16 steps: it never returns 36.
+    """
+
+    state_arrays = ("shown", "works")
+
+    def __init__(self, num_envs: int, num_bits: int = 339, render_mode: str | None = None):
+        space = gym.spaces.Box(0, 1, (8,), np.float32)
+        super().__init__(num_envs, space, gym.spaces.MultiBinary(num_bits), 17, render_mode)
+        self.shown, self.works = np.zeros((num_envs, 8), np.float32), np.zeros((num_envs, num_bits), bool)
+
+    def _reset_rows(self, rows):
+        draws = self._uniform(rows, 8 + self.works.shape[1]) < 0.5
+        self.shown[rows], self.works[rows] = draws[:, :8], draws[:, 8:]
+
+    def _advance(self, actions):
+        wanted = np.resize(np.arange(8), self.works.shape[1])
+        rewards = (self.works & (actions == self.shown[:, wanted])).mean(axis=1)
+        self._reset_rows(self._rows)
+        return rewards, self.elapsed == 15
+
+    def _observe(self, rows):
+        return self.shown[rows]
+
+    def _info(self, rows):
+        works = self.works[rows]
+        return {"action_mask": np.stack([np.ones_like(works), works], axis=-1).reshape(len(rows), -1).astype(np.int8)}
+
+
+class SingleBits(SingleEnv):
+    """One `Bits`, with the method that MaskablePPO asks for masks."""
+
+    def __init__(self):
+        super().__init__(Bits(1))
+
+    def action_masks(self):
+        return self.batch._info(np.array([0]))["action_mask"][0].astype(bool)
+
+
 gym.register("Bench/JobRouting-v0", PythonJobRouting, disable_env_checker=True)
+gym.register("Bench/SingleBits-v0", SingleBits, disable_env_checker=True)
+gym.register("Bench/Bits-v0", SingleBits, vector_entry_point=Bits)
 
 PPO, DQN = "ppo_action_mask", "dqn_action_mask"
 PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
+STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8)}  # default steps, how many times more for PPO
 SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, ranks, compiled
     "ppo": (
         ["MaskablePPO"],
@@ -106,6 +154,15 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
             "ours, 256 batched envs, compiled": (DQN, BATCHED, 256, 1, 1, True),
         },
     ),
+    "fields": (
+        ["MaskablePPO"],
+        {
+            "ours, 8 single envs": (PPO, "Bench/SingleBits-v0", 8, 32, 1, False),
+            "ours, 8 single envs, compiled": (PPO, "Bench/SingleBits-v0", 8, 32, 1, True),
+            "ours, 64 batched envs": (PPO, "Bench/Bits-v0", 64, 4, 1, False),
+            "ours, 64 batched envs, compiled": (PPO, "Bench/Bits-v0", 64, 4, 1, True),
+        },
+    ),
 }
 
 
@@ -113,12 +170,12 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
 class Args:
     """Alternate all arms and write the ratios."""
 
-    suite: Literal["ppo", "dqn"] = "ppo"
+    suite: Literal["ppo", "dqn", "fields"] = "ppo"
     """which script and peers"""
     pairs: int = 5
     """rounds, each of which runs every arm once"""
-    steps: int = 100_000
-    """environment steps of an arm in a round; our PPO's arms, which are faster, take four times as many"""
+    steps: int | None = None
+    """environment steps of an arm in a round, of which our PPO's arms, which are faster, take more; default: STEPS"""
     out: Path | None = None
     """file for the results (JSON)"""
     arm: str | None = None
@@ -151,8 +208,8 @@ class Clock:
 class Timed(gym.Wrapper):
     """A Python environment of a peer: every step ticks the clock, every episode is reported."""
 
-    def __init__(self, clock: Clock):
-        super().__init__(PythonJobRouting())
+    def __init__(self, clock: Clock, env: gym.Env):
+        super().__init__(env)
         self.clock, self.total = clock, 0.0
 
     def step(self, action):
@@ -195,16 +252,16 @@ def run_ours(suite: str, arm: str, steps: int) -> Clock:
     return clock
 
 
-def run_maskable_ppo(steps: int) -> Clock:
-    """sb3-contrib's MaskablePPO over eight Python environments of the same rules."""
+def run_maskable_ppo(suite: str, steps: int) -> Clock:
+    """sb3-contrib's MaskablePPO over eight single environments of the same rules."""
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    clock = Clock(steps)
+    clock, (make_env, num_steps) = Clock(steps), (SingleBits, 32) if suite == "fields" else (PythonJobRouting, 128)
     model = MaskablePPO(
         "MlpPolicy",
-        DummyVecEnv([lambda: Timed(clock)] * 8),
-        n_steps=128,
+        DummyVecEnv([lambda: Timed(clock, make_env())] * 8),
+        n_steps=num_steps,
         batch_size=256,
         n_epochs=4,
         learning_rate=3e-4,
@@ -217,7 +274,7 @@ def run_maskable_ppo(steps: int) -> Clock:
     return clock
 
 
-def run_sb3_dqn(steps: int) -> Clock:
+def run_sb3_dqn(suite: str, steps: int) -> Clock:
     """Stable-Baselines3's DQN, which knows no masks, over one environment: one update of 256 every 64 steps."""
     from stable_baselines3 import DQN
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -225,7 +282,7 @@ def run_sb3_dqn(steps: int) -> Clock:
     clock = Clock(steps)
     model = DQN(
         "MlpPolicy",
-        DummyVecEnv([lambda: Timed(clock)]),
+        DummyVecEnv([lambda: Timed(clock, PythonJobRouting())]),
         learning_rate=1e-3,
         buffer_size=100_000,
         learning_starts=1000,
@@ -242,7 +299,7 @@ def run_sb3_dqn(steps: int) -> Clock:
     return clock
 
 
-def run_tianshou_dqn(steps: int) -> Clock:
+def run_tianshou_dqn(suite: str, steps: int) -> Clock:
     """Tianshou's DQN with its own mask convention over eight Python environments: one update of 256 every 64 steps."""
     from tianshou.algorithm import DQN
     from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
@@ -263,7 +320,7 @@ def run_tianshou_dqn(steps: int) -> Clock:
             obs, reward, terminated, truncated, info = super().step(action)
             return {"obs": obs, "mask": info["action_mask"].astype(bool)}, reward, terminated, truncated, {}
 
-    envs = DummyVectorEnv([lambda: Masked(clock)] * 8)
+    envs = DummyVectorEnv([lambda: Masked(clock, PythonJobRouting())] * 8)
     space = PythonJobRouting().action_space
     policy = DiscreteQLearningPolicy(
         model=Net(state_shape=(len(KINDS) + 3,), action_shape=(space.n,), hidden_sizes=[128, 128]), action_space=space
@@ -300,24 +357,36 @@ PEERS = {
 }
 
 
-def measure(suite: str, arm: str, steps: int) -> dict[str, float | None]:
-    """Run one arm in a process (or two ranks) of its own."""
-    ranks = 1 if arm in PEERS else SUITES[suite][1][arm][4]
+def child(file: str, *flags: str, ranks: int = 1) -> Any:
+    """Run a benchmark on one thread in a process (or two ranks) of its own, and return the figures that it prints."""
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [*launcher, __file__, "--suite", suite, "--arm", arm, "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:  # for runs/
+        command = [*launcher, str(Path(file).resolve()), *flags]
+        done = subprocess.run(command, capture_output=True, text=True, env=one_thread, cwd=folder)
     if done.returncode:
-        raise RuntimeError(f"{arm}:\n{done.stderr}")
+        raise RuntimeError(f"{' '.join(flags)}:\n{done.stderr}")
     return json.loads(done.stdout.split("FIGURES")[1])
+
+
+def setup(pairs: int, *peers: str) -> dict[str, Any]:
+    """What a recorded result has to state, the versions of the packages that it measured included."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", *peers)} | {
+        "python": platform.python_version()
+    }
+    return {"commit": commit, "versions": versions, "cores": os.cpu_count(), "flags": sys.argv[1:], "pairs": pairs}
 
 
 def main(args: Args) -> None:
     """Alternate, print and write."""
+    steps, more = STEPS[args.suite]
+    steps = args.steps or steps
     if args.arm:
         torch.set_num_threads(1)
-        clock = PEERS[args.arm](args.steps) if args.arm in PEERS else run_ours(args.suite, args.arm, args.steps)
+        clock = PEERS[args.arm](args.suite, steps) if args.arm in PEERS else run_ours(args.suite, args.arm, steps)
         if os.environ.get("RANK", "0") == "0":
             print("FIGURES", json.dumps(clock.figures()))
         return
@@ -326,8 +395,8 @@ def main(args: Args) -> None:
     seconds: dict[str, list[float | None]] = {}
     for pair in range(args.pairs):
         for arm in (*peers, *ours):
-            more = 4 if args.suite == "ppo" and arm in ours else 1
-            figures = measure(args.suite, arm, more * args.steps)
+            arm_steps, ranks = (more * steps, ours[arm][4]) if arm in ours else (steps, 1)
+            figures = child(__file__, "--suite", args.suite, "--arm", arm, "--steps", str(arm_steps), ranks=ranks)
             rates.setdefault(arm, []).append(figures["steps_per_second"])
             seconds.setdefault(arm, []).append(figures["seconds_to_score"])
             print(
@@ -339,18 +408,9 @@ def main(args: Args) -> None:
         table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
         print(f"{arm}: {table[arm]['median_ratio']:.2f} x {peers[0]} ({min(ratios):.2f} to {max(ratios):.2f})")
     if args.out:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        names = ("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "tianshou")
-        versions = {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()}
-        setup = {
-            "commit": commit,
-            "versions": versions,
-            "cores": os.cpu_count(),
-            "pairs": args.pairs,
-            "steps": args.steps,
-        }
-        results = {"ratios": table, "steps_per_second": rates, "seconds_to_score": seconds}
-        args.out.write_text(json.dumps(setup | results, indent=2) + "\n")
+        packages = ("stable-baselines3", "sb3-contrib", "tianshou")[: 3 if args.suite == "dqn" else 2]
+        results = {"steps": steps, "ratios": table, "steps_per_second": rates, "seconds_to_score": seconds}
+        args.out.write_text(json.dumps(setup(args.pairs, *packages) | results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
