@@ -9,7 +9,7 @@ that is stopped has seed 1 of everything before seed 2 of anything.
 import json
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -50,6 +50,7 @@ class Study:
     seeds: tuple[int, ...]
     solved: float | None = None  # the mean training return that counts as solved
     prepare: str = ""  # see `train`
+    published: dict[tuple[str, int], dict[str, str]] = field(default_factory=dict)  # by arm and point
 
 
 STUDIES = {
@@ -83,6 +84,7 @@ STUDIES = {
         ARMS,
         (1, 2),
         solved=40.0,
+        published=PUBLISHED,
         prepare="script.Agent.greedy = lambda self, obs, mask: self.policy(obs, mask).sample()",
     ),
     # As many parcels, on a shelf with more and more empty places.
@@ -150,6 +152,7 @@ def record(study: Study, point: int, arm: str, seed: int, flags: str) -> dict:
         "final_return": round(returns[-1].value, 3),
         "solved": solved[0] / returns[-1].step if solved else None,  # the share of the steps
         "curve": curve(events, 25),
+        **({"published": study.published[arm, point]} if (arm, point) in study.published else {}),
     }
 
 
