@@ -101,7 +101,8 @@ def grid(name: str, title: str, rows: dict[str, tuple[str, Callable[[dict], floa
     points = sorted({point for arm in cells.values() for point in arm})
     lines = [f"| {title} | {' | '.join(map(str, points))} |", "|-" * (1 + len(points)) + "|"]
     for row, (arm, value) in rows.items():
-        texts = [spread([value(run) for run in cells[arm][point]], True) for point in points]
+        values = [[value(run) for run in cells[arm].get(point, [])] for point in points]
+        texts = [spread(seeds, True) if seeds else "" for seeds in values]
         lines.append(f"| {row} | {' | '.join(texts)} |")
     seeds = sorted({len(runs) for arm in cells.values() for runs in arm.values()})
     return "\n".join(lines) + f"\n\nMedian [smallest, largest] of {' or '.join(map(str, seeds))} seeds."
@@ -125,21 +126,21 @@ def arms(name: str) -> str:
     return grid(name, "machines", rows) + text
 
 
-def hidden() -> str:
+def hidden(name: str) -> str:
     """Training with absent entities masked, and with their padding seen."""
     labels = {"masked": "absent entities masked", "seen": "padding seen"}
     rows = {label: (arm, lambda run: mean(value for _, value in run["curve"])) for arm, label in labels.items()}
-    return grid("hidden", "places, 8 with a parcel", rows)
+    return grid(name, "places, 8 with a parcel", rows)
 
 
-def ratio() -> str:
+def ratio(name: str) -> str:
     """Scores and clipped samples as the team grows."""
     rows = {f"right, `--ratio {arm}`": (arm, optimality) for arm in ("agent", "joint")}
     rows |= {f"samples clipped, `--ratio {arm}`": (arm, lambda run: run["clipfrac"]) for arm in ("agent", "joint")}
-    return grid("ratio", "agents", rows)
+    return grid(name, "agents", rows)
 
 
-def microrts() -> str:
+def microrts(name: str) -> str:
     """Ours, one value for each seed, and in parentheses what Huang & Ontanon published."""
     columns: dict[str, Callable[[dict], str]] = {
         "final_return": lambda run: f"{floor(run['final_return'] * 100) / 100}",
@@ -148,7 +149,7 @@ def microrts() -> str:
         "final_kl": lambda run: f"{run['final_kl']:.4f}",
     }
     lines = ["| map | arm | return at the end | solved after | return, mask removed | KL at the end |", "|-|-|-|-|-|-|"]
-    for arm, sizes in study("microrts").items():
+    for arm, sizes in study(name).items():
         for size, runs in sizes.items():
             published = runs[0].get("published", {})
             texts = [f"{', '.join(map(text, runs))} ({published.get(key, '?')})" for key, text in columns.items()]
@@ -166,13 +167,11 @@ def fill(readme: str) -> str:
         "speed attention": attention_speed(),
         "speed ppo": speed("ppo"),
         "speed dqn": speed("dqn"),
-        "results study-arms": arms("arms"),
-        "results study-arms-shown": arms("arms_shown"),
-        "results study-hidden": hidden(),
-        "results study-ratio": ratio(),
     }
-    if (ROOT / "docs/results/study_microrts.json").exists():  # hours: recorded later than the others
-        tables["results study-microrts"] = microrts()
+    studies = {"arms": arms, "arms_shown": arms, "hidden": hidden, "ratio": ratio, "microrts": microrts}
+    for name, table in studies.items():
+        if (ROOT / f"docs/results/study_{name}.json").exists():
+            tables[f"results study-{name}"] = table(name)
     for name, table in tables.items():
         marked = re.compile(f"(<!-- {name} -->\\n).*?(\\n<!-- /{name} -->)", re.S)
         readme, found = marked.subn(lambda m, t=table: m[1] + t + m[2], readme)
