@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from scores import ROOT, commit, curve, train
 
-ARMS = {  # Huang & Ontanon 2020, section 4.2
+ARMS = {  # Huang & Ontanon 2020, https://arxiv.org/abs/2006.14171
     "mask": "--mask-mode mask",
     "naive": "--mask-mode naive",
     "penalty -0.01": "--mask-mode penalty --invalid-penalty -0.01",
@@ -26,9 +26,8 @@ ARMS = {  # Huang & Ontanon 2020, section 4.2
     "penalty -1": "--mask-mode penalty --invalid-penalty -1",
     "none": "--mask-mode none",
 }
-# The paper's values for the study "microrts", as far as they are known here: table 2 of https://arxiv.org/abs/2006.14171,
-# and for "removed" and "final_kl" its published logs. Its ratio and KL are means over the eight fields of an action,
-# ours are of their sum.
+# What the paper has for the study "microrts"; "removed" is recomputed from its published logs. Its ratio and KL are the
+# means over the eight fields of an action, ours are those of their sum.
 PUBLISHED = {
     ("mask", 4): {"final_return": "40.00", "solved": "8.67 to 18.38 %", "removed": "34.1"},
     ("mask", 10): {"final_return": "40.00", "solved": "8.67 to 18.38 %", "removed": "25.6", "final_kl": ".0001"},
@@ -148,6 +147,7 @@ def record(study: Study, point: int, arm: str, seed: int, flags: str) -> dict:
         "scores": {key: round(value, 4) for key, value in scores.items() if key.removesuffix("_no_mask") in KEPT},
         "approx_kl": middle("losses/approx_kl"),  # medians over the training
         "clipfrac": middle("losses/clipfrac"),
+        # The paper's estimate, the mean of its last ten values.
         "final_kl": float(f"{np.mean([event.value for event in events.Scalars('losses/old_approx_kl')][-10:]):.3g}"),
         "final_return": round(returns[-1].value, 3),
         "solved": solved[0] / returns[-1].step if solved else None,  # the share of the steps
