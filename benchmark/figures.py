@@ -8,6 +8,7 @@ agents are left as they are without them.
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from envs.panda_forest import KINDS, PandaForest, sprite  # noqa: E402
 from ppo_action_mask import CategoricalMasked  # noqa: E402
 
 PAPER = "#fbf9f4"  # the environments' background
-INK, COLORS = "#7b8794", ("#2a9d8f", "#d97742", "#3a6ea5")  # readable on light and on dark pages
+INK = "#7b8794"
+COLORS = ("#2a9d8f", "#d97742", "#3a6ea5", "#c9517b", "#8a5fa8", "#8f8f2f")  # readable on light and on dark pages
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % of Student's t, by the number of seeds
 CURVES = {  # file: script, title, label of each run
     "attention": (
         "ppo_attention_mask",
@@ -40,33 +43,16 @@ CURVES = {  # file: script, title, label of each run
         {"Harvest": "one ratio per agent", "Harvest, joint ratio": "one ratio per team"},
     ),
 }
-
-
-def draw(name: str) -> None:
-    """The mean over seeds, and a band from the smallest to the largest."""
-    script, title, labels = CURVES[name]
-    runs = json.loads((ROOT / f"docs/results/{script}.json").read_text())
-    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for (run, label), color in zip(labels.items(), COLORS, strict=False):
-        curves = np.array([seed["curve"] for seed in runs[run]])  # (seeds, points, 2)
-        steps, returns = curves[0, :, 0], curves[:, :, 1]
-        axes.plot(steps, returns.mean(0), color=color, label=f"{label} ({len(returns)} seeds)")
-        axes.fill_between(steps, returns.min(0), returns.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.set_title(title, color=INK, fontsize=11)
-    axes.set_xlabel("environment steps", color=INK)
-    axes.tick_params(colors=INK)
-    axes.grid(color=INK, alpha=0.2)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    axes.legend(labelcolor=INK, framealpha=0)
-    figure.savefig(ROOT / f"docs/{name}.png", dpi=140, transparent=True)
+ARMS = {arm: arm for arm in ("mask", "naive", "penalty -0.01", "penalty -0.1", "penalty -1", "none")}
+RATIOS = {"agent": "one ratio per agent", "joint": "one ratio per team"}
+PADDING = {"masked": "absent entities masked", "seen": "padding seen"}
 
 
 def draw_growth() -> None:
     """CPU time per step against size, both as ratios to the smallest."""
     kinds = json.loads((ROOT / "docs/results/throughput_growth.json").read_text())["figures"]
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-    for (kind, costs), marker, color in zip(kinds.items(), "os^vD", (*COLORS, "#8a5fa8", "#b8862d"), strict=True):
+    for (kind, costs), marker, color in zip(kinds.items(), "os^vD", COLORS, strict=False):
         sizes = np.array([int(size) for size in costs])
         seconds = np.array(list(costs.values()))  # (sizes, rounds)
         ratios = seconds / seconds[0]
@@ -228,10 +214,125 @@ def draw_acting_cells(path: Path, seed: int = 1, steps: int = 40) -> None:
     save(figure, "acting_cells")
 
 
+def load(name: str) -> list:
+    """What docs/results/ has under this name; empty if it is not recorded yet."""
+    path = ROOT / f"docs/results/{name}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def plots(titles: dict[str, str]) -> tuple[Any, list[Any]]:
+    """Axes side by side; `titles` has what is below each."""
+    width = 6.4 if len(titles) == 1 else 4.5 * len(titles)
+    figure, grid = plt.subplots(1, len(titles), figsize=(width, 3.4), layout="constrained", squeeze=False)
+    for axes, (title, below) in zip(grid[0], titles.items(), strict=True):
+        axes.set_title(title, color=INK, fontsize=11)
+        axes.set_xlabel(below, color=INK)
+        axes.tick_params(colors=INK)
+        axes.grid(color=INK, alpha=0.2)
+        for spine in axes.spines.values():
+            spine.set_color(INK)
+    return figure, list(grid[0])
+
+
+def save_with_legend(figure: Any, axes: Any, name: str) -> None:
+    """Write docs/`name`.png, the legend in `axes`."""
+    axes.legend(labelcolor=INK, framealpha=0, fontsize=8)
+    save(figure, name)
+
+
+def band(axes: Any, x: list, values: list, color: str, label: str | None = None, line: str = "-") -> None:
+    """The mean over seeds of values[i] at x[i], and its 95 % interval by Student's t, which takes two seeds."""
+    mean = np.array([np.mean(seeds) for seeds in values])
+    half = [T95[len(v)] * np.std(v, ddof=1) / len(v) ** 0.5 if len(v) > 1 else np.nan for v in values]
+    axes.plot(x, mean, line, color=color, label=label, marker="o" if len(x) < 10 else None, markersize=4)
+    axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+
+
+def draw_curves(name: str) -> None:
+    """Training returns: the mean over seeds, and its 95 % interval."""
+    script, title, labels = CURVES[name]
+    runs, (figure, (axes,)) = load(script), plots({title: "environment steps"})
+    for (run, label), color in zip(labels.items(), COLORS, strict=False):
+        curves = np.array([seed["curve"] for seed in runs[run]])  # (seeds, points, 2)
+        band(axes, curves[0, :, 0], curves[:, :, 1].T, color, f"{label} ({len(curves)} seeds)")
+    save_with_legend(figure, axes, name)
+
+
+def by_point(
+    axes: Any, name: str, arms: dict[str, str], value: Callable[[dict], float], line: str = "-", suffix: str = ""
+) -> None:
+    """A value of each run of a study over its points, a line for each arm."""
+    runs = load(f"study_{name}")
+    points = sorted({run["point"] for run in runs})
+    for (arm, label), color in zip(arms.items(), COLORS, strict=False):
+        values = [[value(run) for run in runs if (run["arm"], run["point"]) == (arm, point)] for point in points]
+        band(axes, points, values, color, label + suffix, line)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(points, points)
+    axes.minorticks_off()
+
+
+def draw_arms() -> None:
+    """Scores of the arms, and of two of them with the mask removed, as machines grow."""
+    studies = {
+        "arms": ("JobRouting: share of the optimum", "machines, 8 of them up, which only the mask knows"),
+        "arms_shown": ("The same, shown to the learner", "machines, 8 of them up, which is observed"),
+    }
+    studies = {name: titles for name, titles in studies.items() if load(f"study_{name}")}
+    figure, grid = plots(dict(studies.values()))
+    for axes, name in zip(grid, studies, strict=True):
+        by_point(axes, name, ARMS, lambda run: run["scores"]["optimality"])
+        masked = {arm: ARMS[arm] for arm in ("mask", "naive")}
+        by_point(axes, name, masked, lambda run: run["scores"]["optimality_no_mask"], "--", ", mask removed")
+    save_with_legend(figure, grid[-1], "study_arms")
+
+
+def draw_ratio() -> None:
+    """Scores and clipped samples of the two ratios as the team grows."""
+    titles = {"Signals: share of right answers": "agents", "Share of samples that are clipped": "agents"}
+    figure, both = plots(titles)
+    by_point(both[0], "ratio", RATIOS, lambda run: run["scores"]["optimality"])
+    by_point(both[1], "ratio", RATIOS, lambda run: run["clipfrac"])
+    save_with_legend(figure, both[0], "study_ratio")
+
+
+def draw_hidden() -> None:
+    """Learning with and without the attention mask as empty places grow, and at the most."""
+    runs = load("study_hidden")
+    most = max(run["point"] for run in runs)
+    titles = {
+        "OrderPicking: right picks over all of the training": "places, 8 of them with a parcel",
+        f"Right picks while training, {most} places": "environment steps",
+    }
+    figure, both = plots(titles)
+    by_point(both[0], "hidden", PADDING, lambda run: np.mean(run["curve"], axis=0)[1])
+    for arm, color in zip(PADDING, COLORS, strict=False):
+        curves = np.array([run["curve"] for run in runs if (run["arm"], run["point"]) == (arm, most)])
+        band(both[1], curves[0, :, 0], curves[:, :, 1].T, color)
+    save_with_legend(figure, both[0], "study_hidden")
+
+
+def draw_microrts() -> None:
+    """Training returns of the arms on each map."""
+    runs = load("study_microrts")
+    sizes = sorted({run["point"] for run in runs})
+    figure, maps = plots({f"MicroRTS harvest, {size}x{size}: return": "environment steps" for size in sizes})
+    for axes, size in zip(maps, sizes, strict=True):
+        for arm, color in zip(ARMS, COLORS, strict=False):
+            curves = np.array([run["curve"] for run in runs if (run["arm"], run["point"]) == (arm, size)])
+            band(axes, curves[0, :, 0], curves[:, :, 1].T, color, arm)
+    save_with_legend(figure, maps[-1], "study_microrts")
+
+
 if __name__ == "__main__":
     args = tyro.cli(Args)
     for name in CURVES:
-        draw(name)
+        draw_curves(name)
+    draw_arms()
+    draw_hidden()
+    draw_ratio()
+    if load("study_microrts"):
+        draw_microrts()
     draw_growth()
     draw_logits()
     draw_forest_masks()

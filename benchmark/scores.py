@@ -64,8 +64,8 @@ RUNS = {
     },
 }
 CODE = (
-    "import importlib, json, sys; script = importlib.import_module(sys.argv[1]);"
-    "print('SCORES', json.dumps(script.main(script.tyro.cli(script.Args, args=sys.argv[2:]))))"
+    "import importlib, json, sys; script = importlib.import_module(sys.argv[1]); exec(sys.argv[2]);"
+    "print('SCORES', json.dumps(script.main(script.tyro.cli(script.Args, args=sys.argv[3:]))))"
 )
 
 
@@ -85,10 +85,13 @@ class Args:
     """episodes of each evaluation"""
 
 
-def train(script: str, flags: str) -> tuple[dict[str, float], EventAccumulator]:
-    """The scores of a run in a process and folder of its own, and what it wrote for TensorBoard."""
+def train(script: str, flags: str, prepare: str = "") -> tuple[dict[str, float], EventAccumulator]:
+    """The scores of a run in a process and folder of its own, and what it wrote for TensorBoard.
+
+    `prepare` is executed first; it may change the `script`.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, script, *flags.split()]
+    command = [sys.executable, "-c", CODE, script, prepare, *flags.split()]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         if done.returncode:

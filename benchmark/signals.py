@@ -18,13 +18,14 @@ class Signals(BatchedEnv):
     many there are, a square number; only the noise grows that the others bring into the team's reward.
     """
 
+    metadata = BatchedEnv.metadata | {"render_modes": []}
     state_arrays = ("numbers",)
 
-    def __init__(self, num_envs: int, num_agents: int = 16, render_mode: str | None = None):
+    def __init__(self, num_envs: int, num_agents: int = 16):
         side = isqrt(num_agents)
         observation_space = spaces.Box(0, 1, (BITS, side, side), np.uint8)
         action_space = spaces.MultiDiscrete(np.full((side, side), 2**BITS))
-        super().__init__(num_envs, observation_space, action_space, STEPS, render_mode)
+        super().__init__(num_envs, observation_space, action_space, STEPS)
         self.numbers = np.zeros((num_envs, side, side), np.int64)
 
     def _draw(self, rows: np.ndarray) -> None:

@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from math import floor
-from statistics import median
+from statistics import mean, median
 
 from scores import ROOT, RUNS
 
@@ -163,6 +164,76 @@ def reached(recorded: dict, arm: str) -> str:
     return f"not reached in {recorded['steps']:,} steps" if middle == float("inf") else f"{middle:.1f}"
 
 
+def study(name: str) -> dict[str, dict[int, list[dict]]]:
+    """The runs of a study: arm, then point, then one for each seed."""
+    cells: dict[str, dict[int, list[dict]]] = {}
+    for run in json.loads((ROOT / f"docs/results/study_{name}.json").read_text()):
+        cells.setdefault(run["arm"], {}).setdefault(run["point"], []).append(run)
+    return cells
+
+
+def grid(name: str, title: str, rows: dict[str, tuple[str, Callable[[dict], float]]]) -> str:
+    """A table with a column for each point; `rows` has the arm, and the share to show of each run."""
+    cells = study(name)
+    points = sorted({point for arm in cells.values() for point in arm})
+    lines = [f"| {title} | {' | '.join(map(str, points))} |", "|-" * (1 + len(points)) + "|"]
+    for row, (arm, value) in rows.items():
+        values = [[value(run) for run in cells[arm].get(point, [])] for point in points]
+        texts = [spread(seeds, True) if seeds else "" for seeds in values]
+        lines.append(f"| {row} | {' | '.join(texts)} |")
+    seeds = sorted({len(runs) for arm in cells.values() for runs in arm.values()})
+    return "\n".join(lines) + f"\n\nMedian [smallest, largest] of {' or '.join(map(str, seeds))} seeds."
+
+
+def optimality(run: dict) -> float:
+    return run["scores"]["optimality"]
+
+
+def arms(name: str) -> str:
+    """The four arms of masking, scores with the mask and without, and how far an update of the naive arm goes."""
+    cells = study(name)
+    rows = {arm: (arm, optimality) for arm in cells}
+    for arm in ("mask", "naive"):
+        rows[f"{arm}, the mask removed"] = (arm, lambda run: run["scores"]["optimality_no_mask"])
+    kl = [
+        " against ".join(f"{median(run['approx_kl'] for run in cells[arm][point]):.4f}" for arm in ("naive", "mask"))
+        for point in cells["mask"]
+    ]
+    text = f" Approximate KL of an update, median over the training, naive against mask: {', '.join(kl)}."
+    return grid(name, "machines", rows) + text
+
+
+def hidden(name: str) -> str:
+    """Training with absent entities masked, and with their padding seen."""
+    labels = {"masked": "absent entities masked", "seen": "padding seen"}
+    rows = {label: (arm, lambda run: mean(value for _, value in run["curve"])) for arm, label in labels.items()}
+    return grid(name, "places, 8 with a parcel", rows)
+
+
+def ratio(name: str) -> str:
+    """Scores and clipped samples as the team grows."""
+    rows = {f"right, `--ratio {arm}`": (arm, optimality) for arm in ("agent", "joint")}
+    rows |= {f"samples clipped, `--ratio {arm}`": (arm, lambda run: run["clipfrac"]) for arm in ("agent", "joint")}
+    return grid(name, "agents", rows)
+
+
+def microrts(name: str) -> str:
+    """Ours, one value for each seed, and in parentheses what Huang & Ontanon published."""
+    columns: dict[str, Callable[[dict], str]] = {
+        "final_return": lambda run: f"{floor(run['final_return'] * 100) / 100}",
+        "solved": lambda run: "never" if run["solved"] is None else f"{run['solved']:.1%}",
+        "removed": lambda run: f"{floor(run['scores']['episodic_return_no_mask'] * 100) / 100}",
+        "final_kl": lambda run: f"{run['final_kl']:.4f}",
+    }
+    lines = ["| map | arm | return at the end | solved after | return, mask removed | KL at the end |", "|-|-|-|-|-|-|"]
+    for arm, sizes in study(name).items():
+        for size, runs in sizes.items():
+            published = runs[0].get("published", {})
+            texts = [f"{', '.join(map(text, runs))} ({published.get(key, '?')})" for key, text in columns.items()]
+            lines.append(f"| {size}x{size} | {arm} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
 def fill(readme: str) -> str:
     """The README with fresh tables between its markers."""
     tables = {
@@ -178,6 +249,10 @@ def fill(readme: str) -> str:
         "speed grid": grid_speed(),
         "speed growth": growth(),
     }
+    studies = {"arms": arms, "arms_shown": arms, "hidden": hidden, "ratio": ratio, "microrts": microrts}
+    for name, table in studies.items():
+        if (ROOT / f"docs/results/study_{name}.json").exists():
+            tables[f"results study-{name}"] = table(name)
     for name, table in tables.items():
         marked = re.compile(f"(<!-- {name} -->\\n).*?(\\n<!-- /{name} -->)", re.S)
         readme, found = marked.subn(lambda m, t=table: m[1] + t + m[2], readme)

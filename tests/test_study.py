@@ -1,0 +1,43 @@
+"""The studies: what is recorded, what a second call repeats, and the world of the ratio study."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+from script import ROOT
+
+import benchmark.signals  # noqa: F401, registers the world
+from envs.vector import make_vec
+
+
+def test_a_study_goes_on_with_the_runs_that_are_missing(tmp_path):
+    flags = ["--studies", "ratio", "--seeds", "1", "--points", "1", "4", "--arms", "agent", "--out", str(tmp_path)]
+    command = [sys.executable, "benchmark/study.py", *flags, "--flags=--total-timesteps 1024 --eval-episodes 2"]
+    path = tmp_path / "study_ratio.json"
+
+    def study():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines(), json.loads(path.read_text())
+
+    lines, runs = study()
+    assert [(run["point"], run["arm"], run["seed"]) for run in runs] == [(1, "agent", 1), (4, "agent", 1)]
+    assert len(lines) == 2 and all(run["commit"] and "torch" in run["versions"] for run in runs)
+    path.write_text(json.dumps(runs[1:]))
+    lines, again = study()
+    assert len(lines) == 1 and again[0] == runs[1]  # only the missing one
+    assert again[1]["scores"] == runs[0]["scores"] and again[1]["curve"] == runs[0]["curve"]
+    assert study() == ([], again)
+
+
+def test_signals_pays_the_share_of_agents_that_are_right():
+    envs = make_vec("benchmark.signals:Signals-v0", 8, {"num_agents": 9}, layout="grid")
+    obs, infos = envs.reset(seed=0)
+    for step in range(16):
+        numbers = obs[:, 0] + 2 * obs[:, 1]
+        answers = np.where(np.arange(9).reshape(3, 3) < step % 10, numbers, (numbers + 1) % 4).astype(np.int64)
+        obs, rewards, _, truncations, infos = envs.step(answers)
+        np.testing.assert_allclose(rewards, step % 10 / 9)
+        assert truncations.all() == (step == 15)
+    assert (infos["final_info"]["optimal_return"] == 16).all()
