@@ -29,6 +29,57 @@ def spread(values: list[float], share: bool) -> str:
     return f"{middle} [{ordered[0][1]}, {ordered[-1][1]}]"
 
 
+def files() -> str:
+    """Which file serves what, with one score and one speed of each."""
+    names = (*RUNS, "throughput_ppo", "throughput_dqn", "throughput_grid", "attention_speed")
+    recorded = {name: json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in names}
+
+    def score(script: str, name: str, words: str) -> str:
+        _, key, share = SCORES[name.split()[0].strip(",")]
+        runs = recorded[script][name]
+        minutes = median(run["minutes"] for run in runs)
+        middle = spread([run["scores"][key] for run in runs], share).split(" [")[0]
+        return f"{name}: {middle}{words}, {minutes} min"
+
+    def times(file: str, arm: str, peer: str) -> str:
+        return f"{floor(recorded[file]['ratios'][arm]['median_ratio'] * 10) / 10} x {peer}"
+
+    peer, *_, ours, _ = recorded["throughput_grid"]["figures"]["7 fields, 78 choices (MicroRTS)"].values()
+    gridnet = median(a / b for a, b in zip(peer, ours, strict=True))
+    rows = {
+        "ppo_action_mask": (
+            "Discrete, MultiDiscrete, MultiBinary",
+            "logits (B, sum(nvec)): legal actions",
+            "`CategoricalMasked`",
+            score("ppo_action_mask", "JobRouting", " of the optimum"),
+            times("throughput_ppo", "ours, 64 batched envs, compiled", "MaskablePPO"),
+        ),
+        "dqn_action_mask": (
+            "Discrete",
+            "Q-values (B, A): acting, exploring, target",
+            "`td_targets`, `masked`",
+            score("dqn_action_mask", "JobRouting", " of the optimum"),
+            times("throughput_dqn", "ours, 64 batched envs, compiled", "SB3's DQN"),
+        ),
+        "ppo_attention_mask": (
+            "the same, or an entity to pick",
+            "attention (B, E): entities that are there",
+            "`MultiHeadAttention`",
+            score("ppo_attention_mask", "PandaForest", " without harm"),
+            times("attention_speed", "1 block, own row read, 50% present", "nn.TransformerEncoder"),
+        ),
+        "ppo_gridwise": (
+            "one for each agent on a map",
+            "cells (B, H, W) and their actions (B, A, H, W)",
+            "`CategoricalMap`",
+            score("ppo_gridwise", "MicroRTS 8x8, passiveAI", " of games won"),
+            f"{floor(gridnet * 10) / 10} x GridNet's decoder",
+        ),
+    }
+    lines = ["| file | actions | what is masked | class to copy | score | speed |", "|-|-|-|-|-|-|"]
+    return "\n".join(lines + [f"| `{script}.py` | {' | '.join(row)} |" for script, row in rows.items()])
+
+
 def results(script: str) -> str:
     """Scores of a script with the mask, and of the same agents with the mask removed at evaluation."""
     runs = json.loads((ROOT / f"docs/results/{script}.json").read_text())
@@ -237,6 +288,7 @@ def microrts(name: str) -> str:
 def fill(readme: str) -> str:
     """The README with fresh tables between its markers."""
     tables = {
+        "files": files(),
         "results ppo": results("ppo_action_mask"),
         "results dqn": results("dqn_action_mask"),
         "results attention": results("ppo_attention_mask"),
