@@ -242,7 +242,30 @@ def layer_init(layer: nn.Linear, std: float = np.sqrt(2), bias_const: float = 0.
     return layer
 
 
-# The class to copy: it needs torch and einops only.
+# The class to copy, with the one below.
+class Packing:
+    """Moves rows between padded sets (B, E, ...) and their P present entities alone (P, ...), in order.
+
+    Layers that treat each entity by itself compute on the packed rows, so absent ones cost nothing, and what they hold
+    is never read.
+
+    Args:
+        mask: (B, E) bool, True where the entity is present.
+    """
+
+    def __init__(self, mask: Tensor):
+        self.mask, self.places = mask, mask.flatten().nonzero().squeeze(1)  # (P,)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """The present rows (P, ...) of x (B, E, ...)."""
+        return x.flatten(0, 1).index_select(0, self.places)  # boolean indexing is twice as slow, backwards too
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Padded sets (B, E, D) of the present rows x (P, D), with zeros elsewhere."""
+        return x.new_zeros(self.mask.numel(), x.shape[1]).index_add(0, self.places, x).unflatten(0, self.mask.shape)
+
+
+# The class to copy: with the one above it needs torch and einops only.
 class MultiHeadAttention(nn.Module):
     """Self-attention softmax(Q K^T / sqrt(d)) V over a set, in which absent entities do not exist.
 
@@ -285,21 +308,29 @@ class MultiHeadAttention(nn.Module):
         """
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        x = torch.where(mask[..., None], x, 0.0)  # not x * mask: 0 * NaN is NaN
-        asking = mask[:, :num_queries]
-        q = rearrange(self.to_q(x[:, :num_queries]), "b q (h d) -> b h q d", h=self.heads)
-        k, v = rearrange(self.to_kv(x), "b e (two h d) -> two b h e d", two=2, h=self.heads)
+        keys, queries = Packing(mask), Packing(mask[:, :num_queries])
+        out, weights = self.attend(queries.pack(x[:, :num_queries]), keys.pack(x), queries, keys, need_weights)
+        return queries.unpack(out), weights
+
+    def attend(
+        self, x_q: Tensor, x_kv: Tensor, queries: Packing, keys: Packing, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` on packed rows: those that ask (P_Q, dim) and those that are asked (P, dim); returns (P_Q, dim)."""
+        q = rearrange(queries.unpack(self.to_q(x_q)), "b q (h d) -> b h q d", h=self.heads)
+        k, v = (
+            rearrange(part, "b e (h d) -> b h e d", h=self.heads)
+            for part in keys.unpack(self.to_kv(x_kv)).chunk(2, dim=-1)
+        )
         # Where nobody is present any key will do, since no output is used; without one some kernels give NaN.
-        keys = rearrange(mask | ~mask.any(-1, keepdim=True), "b e -> b 1 1 e")
+        mask = rearrange(keys.mask | ~keys.mask.any(-1, keepdim=True), "b e -> b 1 1 e")
         if need_weights:
             scores = einsum(q, k, "b h q d, b h e d -> b h q e") * q.shape[-1] ** -0.5
-            weights = torch.where(keys, scores, torch.finfo(scores.dtype).min).softmax(-1)
-            weights = torch.where(rearrange(asking, "b q -> b 1 q 1"), weights, 0.0)
+            weights = torch.where(mask, scores, torch.finfo(scores.dtype).min).softmax(-1)
+            weights = torch.where(rearrange(queries.mask, "b q -> b 1 q 1"), weights, 0.0)
             out = einsum(weights, v, "b h q e, b h e d -> b h q d")
         else:
-            weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        out = self.to_out(rearrange(out, "b h q d -> b q (h d)"))
-        return torch.where(asking[..., None], out, 0.0), weights
+            weights, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.to_out(queries.pack(rearrange(out, "b h q d -> b q (h d)"))), weights
 
 
 class Block(nn.Module):
@@ -311,12 +342,14 @@ class Block(nn.Module):
         self.attention = MultiHeadAttention(dim, heads, dim // heads)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, need_weights: bool, num_queries: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Rows (B, Q, dim) of the first Q entities, and the attention weights or None."""
-        out, weights = self.attention(self.norm1(x), mask, need_weights, num_queries)
-        x = x[:, :num_queries] + out
+    def forward(self, x: Tensor, queries: Packing, keys: Packing, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """Rows (P_Q, dim) of the first entities, `queries`, from those of all (P, dim); attention weights or None."""
+        x_q = x_kv = self.norm1(x)
+        if queries is not keys:
+            x = queries.pack(keys.unpack(x)[:, : queries.mask.shape[1]])
+            x_q = self.norm1(x)
+        out, weights = self.attention.attend(x_q, x_kv, queries, keys, need_weights)
+        x = x + out
         return x + self.mlp(self.norm2(x)), weights
 
 
@@ -336,28 +369,24 @@ class Agent(nn.Module):
         # ------------------------------
 
     def encode(self, obs: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows (B, Q, dim), their mask (B, Q), and the last block's attention weights (B, heads, Q, E) or None.
+        """Rows (B, Q, dim), 0 where absent, their mask (B, Q), and the last block's weights (B, heads, Q, E) or None.
 
         Q is E for a pointer policy; otherwise the first row, the agent's own, is all that is read, so the last block
         computes no other.
         """
-        present, features = obs[..., 0] > 0, obs[..., 1:]
-        if self.attention_mask:
-            mask = present
-            features = torch.where(mask[..., None], features, 0.0)
-        else:
-            mask = torch.ones_like(present)
-        x, weights = self.embed(features), None
+        present = obs[..., 0] > 0
+        keys = Packing(present if self.attention_mask else torch.ones_like(present))
+        x, weights = self.embed(keys.pack(obs[..., 1:])), None
         for i, block in enumerate(self.blocks):
-            read = None if self.pointer or i + 1 < len(self.blocks) else 1
-            x, weights = block(x, mask, need_weights, read)
-        return self.norm(x), mask[:, : x.shape[1]], weights
+            own_row_only = not self.pointer and i + 1 == len(self.blocks)
+            queries = Packing(keys.mask[:, :1]) if own_row_only else keys
+            x, weights = block(x, queries, keys, need_weights)
+        return queries.unpack(self.norm(x)), queries.mask, weights
 
     def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, sum(nvec)) and values (B,) of obs (B, E, 1 + D)."""
         x, present, _ = self.encode(obs)
-        rows = present[..., None]
-        pooled = torch.where(rows, x, 0.0).sum(1) / rows.sum(1).clamp(min=1)  # (B, dim), the mean over present entities
+        pooled = x.sum(1) / present.sum(1, keepdim=True).clamp(min=1)  # (B, dim), the mean over present entities
         return self.actor(x).flatten(1), self.critic(pooled).squeeze(-1)
 
     def policy(self, obs: Tensor, mask: Tensor | None) -> CategoricalMasked:

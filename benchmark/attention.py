@@ -53,7 +53,7 @@ class Peer(Agent):
         present = obs[..., 0] > 0
         x = self.blocks(self.embed(obs[..., 1:]), src_key_padding_mask=~present)
         read = None if self.pointer else 1
-        return self.norm(x[:, :read]), present[:, :read], None
+        return torch.where(present[:, :read, None], self.norm(x[:, :read]), 0.0), present[:, :read], None
 
 
 def updater(agent_class: type[Agent], blocks: int, pointer: bool, present: float, entities: int, compiled: bool):
