@@ -49,7 +49,7 @@ RUNS = {
     "ppo_gridwise": {
         "Harvest": "--env-id Masked/Harvest-v0 --total-timesteps 400000",
         "Harvest, joint ratio": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --ratio joint",
-        "Harvest, naive": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode naive",
+        "Harvest, naive": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode naive --learning-rate 1e-3",
         "Harvest, penalty": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode penalty",
         "Harvest, none": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode none",
         "Harvest 16x16": "--env-id Masked/Harvest-v0 --env-kwargs height 16 width 16",
