@@ -60,7 +60,7 @@ RUNS = {
         "MicroRTS 16x16, passiveAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents passiveAI "
         "--total-timesteps 1000000",
         "MicroRTS 16x16, workerRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents workerRushAI "
-        "--total-timesteps 2000000",
+        "--total-timesteps 1000000",
     },
 }
 CODE = (
