@@ -263,10 +263,12 @@ def by_point(
 ) -> None:
     """A value of each run of a study over its points, a line for each arm."""
     runs = load(f"study_{name}")
-    points = sorted({run["point"] for run in runs})
     for (arm, label), color in zip(arms.items(), COLORS, strict=False):
-        values = [[value(run) for run in runs if (run["arm"], run["point"]) == (arm, point)] for point in points]
-        band(axes, points, values, color, label + suffix, line)
+        values: dict[int, list[float]] = {}  # by point, as far as they are recorded
+        for run in (run for run in runs if run["arm"] == arm):
+            values.setdefault(run["point"], []).append(value(run))
+        band(axes, list(values), list(values.values()), color, label + suffix, line)
+    points = sorted({run["point"] for run in runs})
     axes.set_xscale("log", base=2)
     axes.set_xticks(points, points)
     axes.minorticks_off()

@@ -233,7 +233,7 @@ def grid(name: str, title: str, rows: dict[str, tuple[str, Callable[[dict], floa
         texts = [spread(seeds, True) if seeds else "" for seeds in values]
         lines.append(f"| {row} | {' | '.join(texts)} |")
     seeds = sorted({len(runs) for arm in cells.values() for runs in arm.values()})
-    return "\n".join(lines) + f"\n\nMedian [smallest, largest] of {' or '.join(map(str, seeds))} seeds."
+    return "\n".join(lines) + f"\n\nMedian [smallest, largest]; number of seeds: {' or '.join(map(str, seeds))}."
 
 
 def optimality(run: dict) -> float:
