@@ -35,7 +35,11 @@ CURVES = {  # file: script, title, label of each run
     "attention": (
         "ppo_attention_mask",
         "PandaForest: return while training",
-        {"PandaForest": "absent entities masked", "PandaForest, padding seen": "padding seen"},
+        {
+            "PandaForest": "both masks",
+            "PandaForest, padding seen": "padding seen",
+            "PandaForest, no action mask": "no action mask",
+        },
     ),
     "ratio": (
         "ppo_gridwise",
