@@ -88,7 +88,7 @@ class Args:
     """hide absent entities from the network; without it their padding is seen"""
 
     # Algorithm
-    total_timesteps: int = 2_000_000
+    total_timesteps: int = 3_000_000
     """environment steps over all environments and ranks"""
     num_steps: int = 16
     """steps of each environment in a rollout"""
