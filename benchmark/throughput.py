@@ -4,10 +4,13 @@
     python benchmark/throughput.py --suite ppo --steps 40000 --out docs/results/throughput_ppo.json
     python benchmark/throughput.py --suite dqn --pairs 3 --out docs/results/throughput_dqn.json
     python benchmark/throughput.py --suite fields --out docs/results/throughput_fields.json
+    git clone --branch v0.6.0 https://github.com/Farama-Foundation/MicroRTS-Py
+    python benchmark/throughput.py --suite microrts --pairs 3 --out docs/results/throughput_microrts.json
 
-Every arm of a suite trains on the same environment, JobRouting with 16 machines or 339 binary fields, with the same
-network, batch size, updates per sample and learning rate, in a process of its own on one thread; arms alternate, so
-that a slow phase of the machine hits all. A figure is the median over rounds of (arm / first peer of the same round),
+Every arm of a suite trains on the same environment, JobRouting with 16 machines, 339 binary fields or MicroRTS, with
+the same network (but for MicroRTS, where each script has its own), batch size, updates per sample and learning rate, in
+a process of its own on one thread unless its name says otherwise; arms alternate, so that a slow phase of the machine
+hits all. A figure is the median over rounds of (arm / first peer of the same round),
 with the smallest and largest ratio. The first quarter of each run is left out of the speed: imports, and compiling
 where it is on. The seconds to a score count from the first step, compiling included: until the last 64 episodes of
 training return 36, which is 86 % of the optimum in JobRouting.
@@ -19,6 +22,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import runpy
 import statistics
 import subprocess
 import sys
@@ -127,9 +131,10 @@ gym.register("Bench/JobRouting-v0", PythonJobRouting, disable_env_checker=True)
 gym.register("Bench/SingleBits-v0", SingleBits, disable_env_checker=True)
 gym.register("Bench/Bits-v0", SingleBits, vector_entry_point=Bits)
 
-PPO, DQN = "ppo_action_mask", "dqn_action_mask"
+PPO, DQN, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_gridwise"
 PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
-STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8)}  # default steps, how many times more for PPO
+# default steps of a round, and how many times more our PPO takes
+STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8), "microrts": (24_576, 2)}
 SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, ranks, compiled
     "ppo": (
         ["MaskablePPO"],
@@ -163,6 +168,13 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
             "ours, 64 batched envs, compiled": (PPO, "Bench/Bits-v0", 64, 4, 1, True),
         },
     ),
+    "microrts": (
+        ["MicroRTS-Py's ppo_gridnet", "MicroRTS-Py's ppo_gridnet, 2 threads"],
+        {
+            "ours": (GRID, "Masked/MicroRTS-v0", 24, 256, 1, False),
+            "ours, 2 ranks": (GRID, "Masked/MicroRTS-v0", 24, 256, 2, False),
+        },
+    ),
 }
 
 
@@ -170,7 +182,7 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
 class Args:
     """Alternate all arms and write the ratios."""
 
-    suite: Literal["ppo", "dqn", "fields"] = "ppo"
+    suite: Literal["ppo", "dqn", "fields", "microrts"] = "ppo"
     """which script and peers"""
     pairs: int = 5
     """rounds, each of which runs every arm once"""
@@ -178,6 +190,8 @@ class Args:
     """environment steps of an arm in a round, of which our PPO's arms, which are faster, take more; default: STEPS"""
     out: Path | None = None
     """file for the results (JSON)"""
+    microrts_py: Path = Path("MicroRTS-Py")
+    """a clone of MicroRTS-Py at its tag v0.6.0, which the suite microrts needs"""
     arm: str | None = None
     """run this one arm and print its figures (used by the alternation itself)"""
 
@@ -245,6 +259,9 @@ def run_ours(suite: str, arm: str, steps: int) -> Clock:
     module.make_vec = clocked
     if script == PPO:
         flags = dict(num_steps=num_steps, learning_rate=3e-4)
+    elif script == GRID:
+        game = ("map_path", "maps/16x16/basesWorkers16x16A.xml", "self_play", "True", "max_episode_steps", "2000")
+        flags = dict(num_steps=num_steps, minibatch_size=1536, learning_rate=2.5e-4, env_kwargs=game)
     else:
         flags = dict(train_frequency=num_steps, learning_rate=1e-3, learning_starts=1000)
     flags |= dict(env_id=env_id, num_envs=num_envs, anneal_lr=False, compile=compiled)
@@ -252,12 +269,12 @@ def run_ours(suite: str, arm: str, steps: int) -> Clock:
     return clock
 
 
-def run_maskable_ppo(suite: str, steps: int) -> Clock:
+def run_maskable_ppo(args: Args, steps: int) -> Clock:
     """sb3-contrib's MaskablePPO over eight single environments of the same rules."""
     from sb3_contrib import MaskablePPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    clock, (make_env, num_steps) = Clock(steps), (SingleBits, 32) if suite == "fields" else (PythonJobRouting, 128)
+    clock, (make_env, num_steps) = Clock(steps), (SingleBits, 32) if args.suite == "fields" else (PythonJobRouting, 128)
     model = MaskablePPO(
         "MlpPolicy",
         DummyVecEnv([lambda: Timed(clock, make_env())] * 8),
@@ -274,7 +291,7 @@ def run_maskable_ppo(suite: str, steps: int) -> Clock:
     return clock
 
 
-def run_sb3_dqn(suite: str, steps: int) -> Clock:
+def run_sb3_dqn(args: Args, steps: int) -> Clock:
     """Stable-Baselines3's DQN, which knows no masks, over one environment: one update of 256 every 64 steps."""
     from stable_baselines3 import DQN
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -299,7 +316,7 @@ def run_sb3_dqn(suite: str, steps: int) -> Clock:
     return clock
 
 
-def run_tianshou_dqn(suite: str, steps: int) -> Clock:
+def run_tianshou_dqn(args: Args, steps: int) -> Clock:
     """Tianshou's DQN with its own mask convention over eight Python environments: one update of 256 every 64 steps."""
     from tianshou.algorithm import DQN
     from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
@@ -350,10 +367,31 @@ def run_tianshou_dqn(suite: str, steps: int) -> Clock:
     return clock
 
 
+def run_ppo_gridnet(args: Args, steps: int) -> Clock:
+    """MicroRTS-Py's script with its own flags: 24 seats of self-play, 256 steps, four minibatches, four epochs."""
+    sys.modules["gym"], sys.modules["gym.spaces"] = gym, gym.spaces  # of which it takes the spaces only
+    from gym_microrts.envs import vec_env
+
+    clock, step = Clock(steps), vec_env.MicroRTSGridModeSharedMemVecEnv.step_wait
+
+    def tick(self):
+        clock.tick(self.num_envs)
+        return step(self)
+
+    vec_env.MicroRTSGridModeSharedMemVecEnv.step_wait = tick
+    Path("gym-microrts-static-files").mkdir()
+    Path("gym-microrts-static-files/league.csv").write_text("name\n")  # of its ratings, which are off
+    sys.argv = ["ppo_gridnet.py", "--total-timesteps", str(steps), "--cuda", "False", "--max-eval-workers", "0"]
+    runpy.run_path(str(args.microrts_py / "experiments/ppo_gridnet.py"), run_name="__main__")
+    return clock
+
+
 PEERS = {
     "MaskablePPO": run_maskable_ppo,
     "Stable-Baselines3 DQN (no mask)": run_sb3_dqn,
     "Tianshou DQN (masked)": run_tianshou_dqn,
+    "MicroRTS-Py's ppo_gridnet": run_ppo_gridnet,
+    "MicroRTS-Py's ppo_gridnet, 2 threads": run_ppo_gridnet,
 }
 
 
@@ -385,18 +423,25 @@ def main(args: Args) -> None:
     steps, more = STEPS[args.suite]
     steps = args.steps or steps
     if args.arm:
-        torch.set_num_threads(1)
-        clock = PEERS[args.arm](args.suite, steps) if args.arm in PEERS else run_ours(args.suite, args.arm, steps)
+        torch.set_num_threads(2 if "2 threads" in args.arm else 1)
+        clock = PEERS[args.arm](args, steps) if args.arm in PEERS else run_ours(args.suite, args.arm, steps)
         if os.environ.get("RANK", "0") == "0":
             print("FIGURES", json.dumps(clock.figures()))
         return
     peers, ours = SUITES[args.suite]
+    if args.suite == "microrts" and not (args.microrts_py / "experiments").is_dir():
+        raise SystemExit(
+            f"--microrts-py {args.microrts_py}: expected a clone of MicroRTS-Py, see the first lines here."
+        )
+    microrts_py = ("--microrts-py", str(args.microrts_py.resolve()))
     rates: dict[str, list[float]] = {}
     seconds: dict[str, list[float | None]] = {}
     for pair in range(args.pairs):
         for arm in (*peers, *ours):
             arm_steps, ranks = (more * steps, ours[arm][4]) if arm in ours else (steps, 1)
-            figures = child(__file__, "--suite", args.suite, "--arm", arm, "--steps", str(arm_steps), ranks=ranks)
+            figures = child(
+                __file__, "--suite", args.suite, "--arm", arm, "--steps", str(arm_steps), *microrts_py, ranks=ranks
+            )
             rates.setdefault(arm, []).append(figures["steps_per_second"])
             seconds.setdefault(arm, []).append(figures["seconds_to_score"])
             print(
@@ -408,7 +453,9 @@ def main(args: Args) -> None:
         table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
         print(f"{arm}: {table[arm]['median_ratio']:.2f} x {peers[0]} ({min(ratios):.2f} to {max(ratios):.2f})")
     if args.out:
-        packages = ("stable-baselines3", "sb3-contrib", "tianshou")[: 3 if args.suite == "dqn" else 2]
+        packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}.get(
+            args.suite, ("stable-baselines3", "sb3-contrib")
+        )
         results = {"steps": steps, "ratios": table, "steps_per_second": rates, "seconds_to_score": seconds}
         args.out.write_text(json.dumps(setup(args.pairs, *packages) | results, indent=2) + "\n")
 
