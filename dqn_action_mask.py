@@ -69,7 +69,7 @@ class Args:
     env_id: str = "Masked/JobRouting-v0"
     """any registered id; module:Id-v0 imports the module first"""
     env_kwargs: tuple[str, ...] = ()
-    """arguments of the environment as pairs KEY VALUE"""
+    """arguments of the environment as pairs KEY VALUE; with --eval-only they replace the checkpoint's"""
     num_envs: int = 64
     """environments over all ranks, each stepped once before every action"""
     async_envs: bool = False

@@ -71,7 +71,7 @@ class Args:
     env_id: str = "Masked/PandaForest-v0"
     """any registered id; module:Id-v0 imports the module first"""
     env_kwargs: tuple[str, ...] = ()
-    """arguments of the environment as pairs KEY VALUE"""
+    """arguments of the environment as pairs KEY VALUE; with --eval-only they replace the checkpoint's"""
     num_envs: int = 64
     """environments over all ranks, each stepped once before every action"""
     async_envs: bool = False
@@ -664,7 +664,8 @@ def main(args: Args) -> dict[str, float]:
     flat = flat_parameters(agent)
     optimizer = torch.optim.Adam([flat], lr=args.learning_rate, eps=1e-5, fused=True)
     if checkpoint:
-        if (tuple(checkpoint["obs_shape"]), tuple(checkpoint["nvec"])) != (obs_shape, nvec):
+        kept = slice(1 if args.eval_only else 0, None)  # an entity's features: an agent reads sets of any size
+        if (tuple(checkpoint["obs_shape"][kept]), tuple(checkpoint["nvec"])) != (obs_shape[kept], nvec):
             raise ValueError(f"{path}: trained on {checkpoint['obs_shape']} observations and {checkpoint['nvec']} "
                              f"choices; {args.env_id} has {obs_shape} and {nvec}: another version of it.")  # fmt: skip
         agent.load_state_dict(checkpoint["model"])

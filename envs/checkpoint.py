@@ -9,6 +9,7 @@ import torch
 
 # Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
 RUNTIME_FLAGS = ("resume", "eval_only", "eval_episodes", "capture_video", "device", "checkpoint_every", "track")
+EVAL_FLAGS = ("env_kwargs",)  # with --eval-only those of the command line count where they are given
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -31,7 +32,8 @@ def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[
         script: the script that must have written it, without ".py".
 
     Returns:
-        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS.
+        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS and, where
+        `flag` is "eval-only", for given EVAL_FLAGS.
 
     Raises:
         ValueError: no such file, not a whole one, one of another script, or a flag that contradicts the checkpoint's.
@@ -49,7 +51,7 @@ def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[
     if writer != script:
         raise ValueError(f"--{flag} {path}: a checkpoint of {writer}.py, expected one of {script}.py.")
     for name, value in vars(args).items():
-        if name in RUNTIME_FLAGS:
+        if name in RUNTIME_FLAGS or (flag == "eval-only" and name in EVAL_FLAGS and value):
             saved[name] = value
         elif value not in (getattr(type(args)(), name), saved[name]):
             option = f"--{name.replace('_', '-')}"

@@ -255,6 +255,19 @@ def test_environments_without_masks_or_choices_are_refused(script, tmp_path, mon
         main(script, *flags)
 
 
+@pytest.mark.parametrize(
+    "script, kwargs",
+    [("ppo_gridwise", ("height", "12", "width", "9")), ("ppo_attention_mask", ("num_watermelons", "6"))],
+)
+def test_a_trained_agent_is_evaluated_in_a_larger_world(script, kwargs, tmp_path, trained):
+    default = json.loads(run(tmp_path, script, "--eval-only", str(trained), "--eval-episodes", "6").stdout)
+    done = run(tmp_path, script, "--eval-only", str(trained), "--eval-episodes", "6", "--env-kwargs", *kwargs)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["as_trained"] != default["as_trained"]
+    with pytest.raises(ValueError, match="--env-kwargs .* the checkpoint was trained with"):
+        main(script, "--resume", str(trained), "--env-kwargs", *kwargs)
+
+
 def test_bad_checkpoints_are_refused_and_left_as_they_were(script, tmp_path, trained):
     whole = trained.read_bytes()
     broken = tmp_path / "checkpoint.pt"
