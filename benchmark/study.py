@@ -78,7 +78,7 @@ STUDIES = {
         "ppo_action_mask",
         "--env-id Masked/MicroRTSHarvest-v0 --env-kwargs units_only True size {point} --total-timesteps 500000 "
         "--num-envs 10 --num-steps 200 --minibatch-size 250 --update-epochs 10 --learning-rate 3e-4 --gae-lambda 0.97 "
-        "--hidden-dim 128 --eval-episodes 20 --no-save-model --compile",
+        "--hidden-dim 128 --eval-episodes 20 --no-save-model",
         (4, 10, 24),
         ARMS,
         (1, 2),
