@@ -57,9 +57,13 @@ RUNS = {
         "max_episode_steps 1000 --total-timesteps 600000",
         "MicroRTS 8x8, workerRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents workerRushAI "
         "max_episode_steps 1000 --total-timesteps 1000000",
+        "MicroRTS 8x8, lightRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents lightRushAI "
+        "max_episode_steps 1000 --total-timesteps 1000000",
         "MicroRTS 16x16, passiveAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents passiveAI "
         "--total-timesteps 1000000",
         "MicroRTS 16x16, workerRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents workerRushAI "
+        "--total-timesteps 1000000",
+        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents lightRushAI "
         "--total-timesteps 1000000",
     },
 }
