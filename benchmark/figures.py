@@ -324,10 +324,11 @@ def draw_microrts() -> None:
     sizes = sorted({run["point"] for run in runs})
     figure, maps = plots({f"MicroRTS harvest, {size}x{size}: return": "environment steps" for size in sizes})
     for axes, size in zip(maps, sizes, strict=True):
-        for arm, color in zip(ARMS, COLORS, strict=False):
+        for arm, color in zip(ARMS, COLORS, strict=True):
             curves = np.array([run["curve"] for run in runs if (run["arm"], run["point"]) == (arm, size)])
-            band(axes, curves[0, :, 0], curves[:, :, 1].T, color, arm)
-    save_with_legend(figure, maps[-1], "study_microrts")
+            if len(curves):  # not every arm is recorded on the largest map
+                band(axes, curves[0, :, 0], curves[:, :, 1].T, color, arm)
+    save_with_legend(figure, maps[0], "study_microrts")
 
 
 if __name__ == "__main__":

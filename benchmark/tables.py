@@ -280,7 +280,10 @@ def microrts(name: str) -> str:
     for arm, sizes in study(name).items():
         for size, runs in sizes.items():
             published = runs[0].get("published", {})
-            texts = [f"{', '.join(map(text, runs))} ({published.get(key, '?')})" for key, text in columns.items()]
+            texts = [
+                ", ".join(map(text, runs)) + (f" ({published[key]})" if key in published else "")
+                for key, text in columns.items()
+            ]
             lines.append(f"| {size}x{size} | {arm} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -297,6 +300,7 @@ def fill(readme: str) -> str:
         "speed ppo": speed("ppo"),
         "speed dqn": speed("dqn"),
         "speed fields": speed_only("fields"),
+        "speed microrts": speed_only("microrts"),
         "speed breakdown": breakdown(),
         "speed grid": grid_speed(),
         "speed growth": growth(),
