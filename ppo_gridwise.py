@@ -292,13 +292,9 @@ class CategoricalMap:
         """A random action for each agent: int64 (B, H, W) or (B, H, W, K)."""
         return self.scatter(self.agents.sample(generator))
 
-    def agent_log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability (P,) of each agent's part of `action` (B, H, W) or (B, H, W, K)."""
-        return self.agents.log_prob(action[self.mask])
-
     def log_prob(self, action: Tensor) -> Tensor:
-        """Joint log-probability (B,) of `action` (B, H, W) or (B, H, W, K)."""
-        return self.sum(self.agent_log_prob(action))
+        """Joint log-probability (B,) of `action` (B, H, W) or (B, H, W, K); `agents.log_prob` has each agent's."""
+        return self.sum(self.agents.log_prob(action[self.mask]))
 
     def entropy(self) -> Tensor:
         """Entropy (B,) in nats, the mean over a map's agents."""
@@ -336,13 +332,15 @@ class Agent(nn.Module):
         pooled = torch.cat([quarter.mean((2, 3)), quarter.amax((2, 3))], dim=1)  # no size of the map is wired in
         return half, quarter, self.critic(pooled).squeeze(-1)
 
-    def forward(self, obs: Tensor, masks: Tensor, use_mask: bool) -> tuple[CategoricalMap, Tensor]:
-        """Distribution over the agents' actions, and values (B,), for obs (B, C, H, W) and masks (B, 1 + A, H, W).
+    def forward(self, obs: Tensor, agents: Tensor, legal: Tensor | None) -> tuple[CategoricalMap, Tensor]:
+        """Distribution over the agents' actions, and values (B,).
 
-        The masks were checked on the host; without `use_mask` only the first counts, which says where agents are.
+        Args:
+            obs: (B, C, H, W), any dtype.
+            agents: (B, H, W) bool, where the P agents stand.
+            legal: (P, A) bool, what each may do, checked on the host, or None: all.
         """
         half, quarter, values = self.encode(obs)
-        agents = masks[:, 0]
         b, y, x = agents.nonzero().unbind(1)  # (P,) each: where agents stand
         near = torch.arange(3, device=obs.device)
         rows, columns = y[:, None] + near, x[:, None] + near  # (P, 3) of the map with a margin of 1
@@ -350,8 +348,14 @@ class Agent(nn.Module):
         around = rearrange(around.float(), "p i j c -> p (i j c)")
         seen = torch.cat([around, half[b, :, y // 2, x // 2], quarter[b, :, y // 4, x // 4]], dim=1)
         logits = self.actor(self.decoder(seen).relu())  # (P, A)
-        legal = masks[b, 1:, y, x] if use_mask else None
         return CategoricalMap(logits, agents, legal, self.nvec, validate=False), values
+
+
+def split_masks(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Where agents stand, (B, H, W), and what each of them may do, (P, A), from masks (B, 1 + A, H, W)."""
+    agents = masks[:, 0]
+    b, y, x = agents.nonzero().unbind(1)
+    return agents, masks[b, 1:, y, x]
 
 
 def flat_parameters(module: nn.Module) -> nn.Parameter:
@@ -398,13 +402,16 @@ def ppo_loss(agent: Any, mb: tuple[Tensor | None, ...], args: Args) -> tuple[Ten
 
     Args:
         agent: callable as `Agent`.
-        mb: obs (B, C, H, W), actions (B, H, W[, K]), masks (B, 1 + A, H, W), and of all maps (B, ...): the agents' old
-            log-probabilities (B, H, W), advantages, returns and old values (B,).
+        mb: of the rollout's agents: actions (R,) or (R, K), masks (R, A) or None, old log-probabilities (R,); of the
+            minibatch's maps: obs (B, C, H, W), which of those agents stands in a cell (B, H, W), -1 for none, and
+            advantages, returns and old values (B,).
         args: coefficients.
     """
-    mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
-    policy, newvalue = agent(mb_obs, mb_masks, args.mask_mode == "mask")
-    logratio = policy.agent_log_prob(mb_actions) - mb_logprobs[policy.mask]  # (P,)
+    b_actions, b_legal, b_logprobs, mb_obs, mb_rows, mb_advantages, mb_returns, mb_values = mb
+    agents = mb_rows >= 0
+    rows = mb_rows[agents]  # (P,)
+    policy, newvalue = agent(mb_obs, agents, None if b_legal is None else b_legal[rows])
+    logratio = policy.agents.log_prob(b_actions[rows]) - b_logprobs[rows]  # (P,)
     advantages = mb_advantages[policy.maps]
     if args.ratio == "joint":
         logratio, advantages = policy.sum(logratio), mb_advantages
@@ -486,9 +493,10 @@ def eval_actions(
 
     Not the most probable ones: agents that play deterministically and want the same cell wait for each other for ever.
     """
-    b_mask = torch.from_numpy(mask).bool().to(device)
+    agents, legal = split_masks(torch.from_numpy(mask).bool().to(device))
     with torch.inference_mode():
-        return agent(torch.from_numpy(obs).to(device), b_mask, use_mask)[0].sample().cpu().numpy()
+        policy, _ = agent(torch.from_numpy(obs).to(device), agents, legal if use_mask else None)
+        return policy.sample().cpu().numpy()
 
 
 def masks_acting(args: Args) -> bool:
@@ -700,10 +708,9 @@ def main(args: Args) -> dict[str, float]:
         final_obs.clear()
         for t in range(T):
             host_obs[t], host_masks[t] = next_obs, next_mask
+            agents, legal = split_masks(torch.from_numpy(host_masks[t]).to(device))
             with torch.inference_mode():
-                policy, _ = agent(
-                    torch.from_numpy(next_obs).to(device), torch.from_numpy(host_masks[t]).to(device), acting
-                )
+                policy, _ = agent(torch.from_numpy(next_obs).to(device), agents, legal if acting else None)
                 host_actions[t] = policy.sample(generator).cpu().numpy()
             next_obs, host_rewards[t], terminated, truncated, infos = envs.step(host_actions[t])
             next_mask = infos["action_mask"]
@@ -722,11 +729,16 @@ def main(args: Args) -> dict[str, float]:
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (torch.from_numpy(b).to(device) for b in buffers)
-        b_obs, b_actions, b_masks = obs[:T].flatten(0, 1), actions.flatten(0, 1), masks.flatten(0, 1)
+        b_obs, (b_agents, legal) = obs[:T].flatten(0, 1), split_masks(masks.flatten(0, 1))
+        # Few cells hold an agent, so what belongs to agents is kept in rows (R, ...) from here on, and no more in maps.
+        b_actions = actions.flatten(0, 1)[b_agents]
+        b_rows = torch.full(b_agents.shape, -1, device=device)
+        b_rows[b_agents] = torch.arange(len(b_actions), device=device)
+        # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
+        b_legal = legal if args.mask_mode == "mask" else None
         with torch.no_grad():
-            # naive: the old log-probability without the mask too, so that the ratio starts at 1
-            policy, values = agent(b_obs, b_masks, args.mask_mode == "mask")
-            b_logprobs = policy.scatter(policy.agent_log_prob(b_actions))  # (T * N, H, W)
+            policy, values = agent(b_obs, b_agents, b_legal)
+            b_logprobs = policy.agents.log_prob(b_actions)
             values = torch.cat([values, agent.encode(obs[T])[2]]).view(T + 1, N)
             next_values = values[1:].masked_fill(terminations, 0.0)
             if final_obs:  # bootstrap from the final observation, not from the next episode's first
@@ -743,11 +755,17 @@ def main(args: Args) -> dict[str, float]:
                 b_advantages = (b_advantages - mean) / ((square - mean**2).clamp(min=0).sqrt() + 1e-8)
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
-        batch = (b_obs, b_actions, b_masks, b_logprobs, b_advantages, b_returns, b_values)
+        batch = (b_obs, b_rows, b_advantages, b_returns, b_values)
+        tables = (b_actions, b_legal, b_logprobs)
+        # A spare row, for an empty table does not compile.
+        rows = [None if b is None else torch.cat([b, b.new_zeros(1, *b.shape[1:])]) for b in tables]
+        if args.compile:  # R changes: without this the second rollout would compile again
+            for b in filter(torch.is_tensor, rows):
+                torch._dynamo.maybe_mark_dynamic(b, 0)
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(N * T, generator=generator, device=device)
             splits = [b[b_inds].split(minibatch_size) for b in batch]
-            metrics = torch.stack([update(mb) for mb in zip(*splits, strict=True)]).mean(0)
+            metrics = torch.stack([update((*rows, *mb)) for mb in zip(*splits, strict=True)]).mean(0)
             # Written so that a NaN, which compares as False, ends the epochs too.
             if args.target_kl is not None and not agreed(metrics, world_size)[4] <= args.target_kl:
                 break
@@ -769,10 +787,8 @@ def main(args: Args) -> dict[str, float]:
                 writer.add_scalar(f"losses/{name}", value, global_step)
             explained = 1 - (b_returns - b_values).var() / b_returns.var()
             writer.add_scalar("losses/explained_variance", explained.item(), global_step)
-            agents = host_masks[:, :, 0]
-            legal = (host_masks[:, :, 1:] & agents[:, :, None]).sum() / max(A * agents.sum(), 1)
             writer.add_scalar("charts/agents", num_agents.mean(), global_step)
-            writer.add_scalar("masks/legal_fraction", legal, global_step)
+            writer.add_scalar("masks/legal_fraction", legal.sum() / max(legal.numel(), 1), global_step)
             writer.add_scalar("masks/illegal_rate", illegal.mean(), global_step)
             returns.clear(), lengths.clear()
             bar.set_postfix_str(f"return {last_return:.2f}, {sps:,} steps/s", refresh=False)

@@ -160,16 +160,16 @@ class AllCells(ppo_gridwise.CategoricalMap):
     """The distribution as it is commonly written: torch's, field by field, for logits (B * H * W, A) of all cells."""
 
     def __init__(self, logits: torch.Tensor, mask: torch.Tensor, action_mask: torch.Tensor, nvec: tuple[int, ...]):
-        self.mask, self.maps = mask, mask.nonzero()[:, 0]
+        self.mask, self.maps, self.agents = mask, mask.nonzero()[:, 0], self
         legal = rearrange(action_mask, "b a h w -> (b h w) a").split(nvec, dim=1)
         self.fields = [
             Categorical(logits=torch.where(allowed, scores, -1e8))
             for scores, allowed in zip(logits.split(nvec, dim=1), legal, strict=True)
         ]
 
-    def agent_log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities (P,), after those of all cells; `action` is (B, H, W) or (B, H, W, K)."""
-        columns = action.view(-1, len(self.fields)).unbind(1)
+    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities (P,) of the agents' actions (P,) or (P, K), after those of all cells."""
+        columns = self.scatter(action).view(-1, len(self.fields)).unbind(1)
         cells = sum(field.log_prob(column) for field, column in zip(self.fields, columns, strict=True))
         return cells.view(self.mask.shape)[self.mask]
 
@@ -182,18 +182,22 @@ class AllCells(ppo_gridwise.CategoricalMap):
 class EveryCell(ppo_gridwise.Agent):
     """Our network, whose decoder computes every cell."""
 
+    legal: torch.Tensor  # (B, A, H, W), what agents may do, as maps
+
     def __init__(self, obs_shape: tuple[int, int, int], nvec: tuple[int, ...], channels: int):
         super().__init__(obs_shape, nvec, channels)
         self.nvec, self.fields = None, nvec  # the logits of all fields in a row
 
-    def forward(self, obs: torch.Tensor, masks: torch.Tensor, use_mask: bool) -> tuple[AllCells, torch.Tensor]:
+    def forward(self, obs: torch.Tensor, agents: torch.Tensor, legal: Any) -> tuple[AllCells, torch.Tensor]:
         """Distribution and values (B,)."""
-        policy, values = super().forward(obs, torch.ones_like(masks[:, :1]), False)
-        return AllCells(policy.agents.logits, masks[:, 0], masks[:, 1:], self.fields), values
+        policy, values = super().forward(obs, torch.ones_like(agents), None)
+        return AllCells(policy.agents.logits, agents, self.legal, self.fields), values
 
 
 class GridNet(ppo_gridwise.Agent):
     """The same encoder, and a decoder that mirrors it up to logits for every cell. Han et al. 2019, section 4."""
+
+    legal: torch.Tensor  # (B, A, H, W), what agents may do, as maps
 
     def __init__(self, obs_shape: tuple[int, int, int], nvec: tuple[int, ...], channels: int):
         super().__init__(obs_shape, nvec, channels)
@@ -201,21 +205,21 @@ class GridNet(ppo_gridwise.Agent):
         self.decoder = nn.ConvTranspose2d(2 * channels, channels, 3, stride=2, padding=1, output_padding=1)
         self.actor = nn.ConvTranspose2d(channels, sum(nvec), 2, stride=2)
 
-    def forward(self, obs: torch.Tensor, masks: torch.Tensor, use_mask: bool) -> tuple[AllCells, torch.Tensor]:
+    def forward(self, obs: torch.Tensor, agents: torch.Tensor, legal: Any) -> tuple[AllCells, torch.Tensor]:
         """Distribution and values (B,)."""
         _, quarter, values = self.encode(obs)
         logits = self.actor(self.decoder(quarter).relu())
-        return AllCells(rearrange(logits, "b a h w -> (b h w) a"), masks[:, 0], masks[:, 1:], self.fields), values
+        return AllCells(rearrange(logits, "b a h w -> (b h w) a"), agents, self.legal, self.fields), values
 
 
 class GatheringGridNet(GridNet):
     """GridNet's decoder, but the distribution of occupied cells only."""
 
-    def forward(self, obs: torch.Tensor, masks: torch.Tensor, use_mask: bool) -> tuple[Any, torch.Tensor]:
+    def forward(self, obs: torch.Tensor, agents: torch.Tensor, legal: Any) -> tuple[Any, torch.Tensor]:
         """Distribution and values (B,)."""
         _, quarter, values = self.encode(obs)
         logits = self.actor(self.decoder(quarter).relu())
-        return ppo_gridwise.CategoricalMap(logits, masks[:, 0], masks[:, 1:], self.nvec, validate=False), values
+        return ppo_gridwise.CategoricalMap(logits, agents, legal, self.nvec, validate=False), values
 
 
 def grid_update(
@@ -229,12 +233,14 @@ def grid_update(
     optimizer = torch.optim.Adam([flat], lr=1e-4, fused=True)
     update = ppo_gridwise.make_update(ppo_gridwise.ppo_loss, agent, flat, optimizer, args, world_size=1)
     obs = torch.randint(2, (maps, PLANES, *cells), dtype=torch.uint8)
-    occupied = torch.rand(maps, size * size).argsort(1).argsort(1).view(maps, 1, *cells) < agents
+    occupied = torch.rand(maps, size * size).argsort(1).argsort(1).view(maps, *cells) < agents
     legal = torch.rand(maps, sum(nvec), *cells) < 0.5
     legal[:, [sum(nvec[:k]) for k in range(len(nvec))]] = True  # the first choice of each field
-    actions = torch.zeros(maps, *cells, *nvec[1:2] and (len(nvec),), dtype=torch.long)
-    old = torch.full((maps, *cells), -1.5 * len(nvec))
-    mb = (obs, actions, torch.cat([occupied, legal & occupied], dim=1), old, *torch.randn(3, maps))
+    agent.legal, count = legal, maps * agents
+    actions = torch.zeros(count, *nvec[1:2] and (len(nvec),), dtype=torch.long)
+    rows = torch.full(occupied.shape, -1).masked_scatter(occupied, torch.arange(count))
+    legal, old = rearrange(legal, "b a h w -> b h w a")[occupied], torch.full((count,), -1.5 * len(nvec))
+    mb = (actions, legal, old, obs, rows, *torch.randn(3, maps))
     return lambda: update(mb)
 
 

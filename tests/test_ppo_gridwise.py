@@ -88,8 +88,7 @@ def test_an_agent_without_a_legal_action_is_refused():
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (5, 6)])
 def test_any_height_and_width(size):
     net = Agent((3, *size), (4,), channels=4)
-    masks = torch.ones(2, 5, *size, dtype=torch.bool)
-    policy, values = net(torch.randn(2, 3, *size), masks, True)
+    policy, values = net(torch.randn(2, 3, *size), torch.ones(2, *size, dtype=torch.bool), None)
     assert policy.sample().shape == (2, *size) and values.shape == (2,)
 
 
@@ -99,7 +98,7 @@ def test_each_agent_reads_the_maps_where_it_stands_and_the_cells_around_it():
     net, obs = Agent((3, 5, 6), (4,), channels=4), torch.randn(2, 3, 5, 6)
     agents = torch.rand(2, 5, 6) < 0.5
     agents[:, 0, 0] = agents[:, 4, 5] = True  # corners, the latter in the row that rounding up adds
-    policy, _ = net(obs, agents[:, None].expand(-1, 5, -1, -1), True)
+    policy, _ = net(obs, agents, None)
     half, quarter, _ = net.encode(obs)
     margin = torch.nn.functional.pad(obs, (1, 1, 1, 1))
     for logits, (b, y, x) in zip(policy.agents.logits, agents.nonzero().tolist(), strict=True):
@@ -109,15 +108,18 @@ def test_each_agent_reads_the_maps_where_it_stands_and_the_cells_around_it():
 
 
 def minibatch(p=0.5, nvec=(4,), batch=6):
+    """A network, and a minibatch that is a rollout of its own."""
     _, agents, legal = random_maps(nvec=nvec, batch=batch, p=p)
     torch.manual_seed(0)
     net, obs = Agent((3, 3, 4), nvec, channels=4), torch.randn(batch, 3, 3, 4)
-    masks = torch.cat([agents[:, None], legal], dim=1)
+    agents, legal = grid.split_masks(torch.cat([agents[:, None], legal], dim=1))
+    rows = torch.full(agents.shape, -1).masked_scatter(agents, torch.arange(len(legal)))
     with torch.no_grad():
-        policy, values = net(obs, masks, True)
-        actions = policy.sample()
-        logprobs = policy.scatter(policy.agent_log_prob(actions))
-    return net, (obs, actions, masks, logprobs, torch.randn(batch), torch.randn(batch), values)
+        policy, values = net(obs, agents, legal)
+        actions = policy.agents.sample()
+        logprobs = policy.agents.log_prob(actions)
+    tables = [torch.cat([b, b.new_zeros(1, *b.shape[1:])]) for b in (actions, legal, logprobs)]  # as in `main`
+    return net, (*tables, obs, rows, torch.randn(batch), torch.randn(batch), values)
 
 
 @pytest.mark.parametrize("ratio", ["joint", "agent"])
@@ -141,18 +143,47 @@ def test_no_agent_at_all_is_survived(ratio):
 def test_the_ratios_are_of_the_team_and_of_each_agent():
     """By hand: the joint loss clips the product over a map's agents, the other one each factor."""
     net, mb = minibatch()
-    obs, actions, masks, logprobs, advantages, returns, values = mb
+    actions, legal, logprobs, obs, rows, advantages, returns, values = mb
     noisy = logprobs + 0.3 * torch.randn_like(logprobs)
-    mb = (obs, actions, masks, noisy, advantages, returns, values)
-    agents, logratio = masks[:, 0], logprobs - noisy
+    mb = (actions, legal, noisy, obs, rows, advantages, returns, values)
     losses = {"joint": [], "agent": []}
     for b in range(6):
-        each = logratio[b][agents[b]].exp()
+        each = (logprobs - noisy)[rows[b][rows[b] >= 0]].exp()
         for ratio, factors in (("joint", each.prod()[None]), ("agent", each)):
             clipped = factors.clamp(0.8, 1.2)
             losses[ratio] += (-torch.min(advantages[b] * factors, advantages[b] * clipped)).tolist()
     for ratio, terms in losses.items():
         assert ppo_loss(net, mb, Args(ratio=ratio))[1][0].item() == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+def take_steps(nvec, **flags):
+    """Updates on minibatches with different numbers of agents, none included."""
+    net, _ = minibatch(nvec=nvec)
+    flat, args = grid.flat_parameters(net), Args(**flags)
+    optimizer = torch.optim.Adam([flat], lr=1e-2, eps=1e-5)
+    update = grid.make_update(ppo_loss, net, flat, optimizer, args, world_size=1)
+    metrics = [update(minibatch(p, nvec)[1]) for p in (0.5, 0.9, 0.2, 0.0)]
+    return flat.detach(), torch.stack(metrics)
+
+
+@pytest.mark.parametrize(("nvec", "ratio"), [((4,), "agent"), ((2, 3), "joint")])
+def test_the_compiled_update_equals_the_eager_one_however_many_agents_there_are(nvec, ratio):
+    for compiled, eager in zip(take_steps(nvec, ratio=ratio, compile=True), take_steps(nvec, ratio=ratio), strict=True):
+        assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_any_part_of_a_rollout_in_any_order_gives_the_loss_of_its_maps():
+    """Agents are rows of the rollout, maps are shuffled: each map must find its own agents."""
+    net, mb = minibatch()
+    agents_rows, maps = mb[:3], mb[3:]
+    order = torch.tensor([4, 0, 3])
+    obs, rows = maps[0][order], maps[1][order]
+    own = rows[rows >= 0]  # the same maps as a rollout of their own
+    alone = torch.full(rows.shape, -1).masked_scatter(rows >= 0, torch.arange(len(own)))
+    others = [each[order] for each in maps[2:]]
+    part = ppo_loss(net, (*agents_rows, obs, rows, *others), Args())[1]
+    whole = ppo_loss(net, (*(each[own] for each in agents_rows), obs, alone, *others), Args())[1]
+    assert torch.equal(part, whole) and whole[3:6].eq(0).all()
 
 
 def test_joint_ratios_leave_the_clipping_range_with_many_agents():
