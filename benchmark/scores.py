@@ -8,6 +8,7 @@ Resumable: runs that the file already holds are not repeated. They run one after
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -25,14 +26,14 @@ MICRORTS = (
     "--env-id Masked/MicroRTS-v0 --num-envs 24 --num-steps 64 --minibatch-size 384 --learning-rate 1e-3 "
     "--env-kwargs map_path"
 )
-# Against workerRushAI alone an agent learns to survive and to collect rewards, and never to win: half of the seats play
-# against a bot that does nothing, and rewards other than the win's are small. Evaluated against workerRushAI alone.
-FIGHT = """opponents "('passiveAI', 'workerRushAI')" reward_weights "(10, 0.3, 0.3, 0.06, 0.3, 0.6)\""""
+# Against a rushing bot alone an agent may learn to survive and to collect rewards, and never to win: here half of the
+# seats play against a bot that does nothing, and rewards other than the win's are small. Evaluated against {bot} alone.
+FIGHT = """opponents "('passiveAI', '{bot}')" reward_weights "(10, 0.3, 0.3, 0.06, 0.3, 0.6)\""""
 EVALUATE_AGAINST = """
 import dataclasses
 evaluate = script.evaluate
 def against(agent, args, *rest):
-    pairs = dict(zip(args.env_kwargs[::2], args.env_kwargs[1::2])) | {"opponents": "workerRushAI"}
+    pairs = dict(zip(args.env_kwargs[::2], args.env_kwargs[1::2])) | {{"opponents": "{bot}"}}
     return evaluate(agent, dataclasses.replace(args, env_kwargs=sum(pairs.items(), ())), *rest)
 script.evaluate = against
 """
@@ -67,16 +68,16 @@ RUNS = {
         "Harvest 16x16": "--env-id Masked/Harvest-v0 --env-kwargs height 16 width 16",
         "MicroRTS 8x8, passiveAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents passiveAI "
         "max_episode_steps 1000 --total-timesteps 600000",
-        "MicroRTS 8x8, workerRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml {FIGHT} max_episode_steps 1000 "
-        "--total-timesteps 3000000",
+        "MicroRTS 8x8, workerRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml {FIGHT.format(bot='workerRushAI')} "
+        "max_episode_steps 1000 --total-timesteps 3000000",
         "MicroRTS 8x8, lightRushAI": f"{MICRORTS} maps/8x8/basesWorkers8x8.xml opponents lightRushAI "
         "max_episode_steps 1000 --total-timesteps 1000000",
         "MicroRTS 16x16, passiveAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents passiveAI "
         "--total-timesteps 1000000",
-        "MicroRTS 16x16, workerRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml {FIGHT} "
-        "--total-timesteps 2000000",
-        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents lightRushAI "
-        "--total-timesteps 1000000",
+        "MicroRTS 16x16, workerRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml "
+        f"{FIGHT.format(bot='workerRushAI')} --total-timesteps 2000000",
+        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml "
+        f"{FIGHT.format(bot='lightRushAI')} --total-timesteps 2000000",
     },
 }
 CODE = (
@@ -139,7 +140,8 @@ def main(args: Args) -> None:
             if any(run["flags"] == flags for run in results.get(name, [])):
                 continue
             start = time.time()
-            scores, events = train(script, flags, EVALUATE_AGAINST if FIGHT in flags else "")
+            mixed = re.search(r"\('passiveAI', '(\w+)'\)", flags)
+            scores, events = train(script, flags, EVALUATE_AGAINST.format(bot=mixed[1]) if mixed else "")
             run = {"flags": flags, "minutes": round((time.time() - start) / 60, 2), "commit": commit()}
             results.setdefault(name, []).append(run | {"scores": scores, "curve": curve(events)})
             path.parent.mkdir(parents=True, exist_ok=True)
