@@ -7,6 +7,7 @@ from math import floor
 from statistics import mean, median
 
 from scores import ROOT, RUNS
+from study import PUBLISHED
 
 SCORES = {  # world, the first word of a run's name: (what is reported, its key, as a share)
     "JobRouting": ("return, share of the optimum", "optimality", True),
@@ -279,7 +280,7 @@ def microrts(name: str) -> str:
     lines = ["| map | arm | return at the end | solved after | return, mask removed | KL at the end |", "|-|-|-|-|-|-|"]
     for arm, sizes in study(name).items():
         for size, runs in sizes.items():
-            published = runs[0].get("published", {})
+            published = PUBLISHED.get((arm, size), {})
             texts = [
                 ", ".join(map(text, runs)) + (f" ({published[key]})" if key in published else "")
                 for key, text in columns.items()
