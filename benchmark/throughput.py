@@ -1,19 +1,19 @@
 """Steps per second of our scripts as ratios to well-known implementations, measured in alternation.
 
     pip install -r requirements.txt -r benchmark/requirements.txt
-    python benchmark/throughput.py --suite ppo --steps 40000 --out docs/results/throughput_ppo.json
-    python benchmark/throughput.py --suite dqn --pairs 3 --out docs/results/throughput_dqn.json
+    python benchmark/throughput.py --suite ppo --out docs/results/throughput_ppo.json
+    python benchmark/throughput.py --suite dqn --out docs/results/throughput_dqn.json
     python benchmark/throughput.py --suite fields --out docs/results/throughput_fields.json
     git clone --branch v0.6.0 https://github.com/Farama-Foundation/MicroRTS-Py
-    python benchmark/throughput.py --suite microrts --pairs 3 --out docs/results/throughput_microrts.json
+    python benchmark/throughput.py --suite microrts --out docs/results/throughput_microrts.json
 
 Every arm of a suite trains on the same environment, JobRouting with 16 machines, 339 binary fields or MicroRTS, with
 the same network (but for MicroRTS, where each script has its own), batch size, updates per sample and learning rate, in
 a process of its own on one thread unless its name says otherwise; arms alternate, so that a slow phase of the machine
-hits all. A figure is the median over rounds of (arm / first peer of the same round),
-with the smallest and largest ratio. The first quarter of each run is left out of the speed: imports, and compiling
-where it is on. The seconds to a score count from the first step, compiling included: until the last 64 episodes of
-training return 36, which is 86 % of the optimum in JobRouting.
+hits all. A figure is the median over rounds of (arm / first peer of the same round), with the smallest and largest
+ratio. The first quarter of each run is left out of the speed: imports, and compiling where it is on. The seconds to a
+score count from the first step, compiling included: until the last 64 episodes of training return 36, which is 86 % of
+the optimum in JobRouting. Resumable: rounds that the file already holds are not repeated.
 """
 
 import collections
@@ -434,9 +434,15 @@ def main(args: Args) -> None:
             f"--microrts-py {args.microrts_py}: expected a clone of MicroRTS-Py, see the first lines here."
         )
     microrts_py = ("--microrts-py", str(args.microrts_py.resolve()))
-    rates: dict[str, list[float]] = {}
-    seconds: dict[str, list[float | None]] = {}
-    for pair in range(args.pairs):
+    results = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"pairs": 0, "steps": steps}
+    if results["steps"] != steps:
+        raise SystemExit(f"{args.out} holds runs of {results['steps']} steps, not {steps}: give another --out.")
+    rates: dict[str, list[float]] = results.get("steps_per_second", {})
+    seconds: dict[str, list[float | None]] = results.get("seconds_to_score", {})
+    packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}.get(
+        args.suite, ("stable-baselines3", "sb3-contrib")
+    )
+    for pair in range(results["pairs"], args.pairs):
         for arm in (*peers, *ours):
             arm_steps, ranks = (more * steps, ours[arm][4]) if arm in ours else (steps, 1)
             figures = child(
@@ -447,17 +453,18 @@ def main(args: Args) -> None:
             print(
                 f"round {pair + 1}: {arm}: {rates[arm][-1]:,.0f} steps/s, score after {seconds[arm][-1]} s", flush=True
             )
-    table = {}
-    for arm in (*peers[1:], *ours):
-        ratios = [a / b for a, b in zip(rates[arm], rates[peers[0]], strict=True)]
-        table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-        print(f"{arm}: {table[arm]['median_ratio']:.2f} x {peers[0]} ({min(ratios):.2f} to {max(ratios):.2f})")
-    if args.out:
-        packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}.get(
-            args.suite, ("stable-baselines3", "sb3-contrib")
-        )
-        results = {"steps": steps, "ratios": table, "steps_per_second": rates, "seconds_to_score": seconds}
-        args.out.write_text(json.dumps(setup(args.pairs, *packages) | results, indent=2) + "\n")
+        table = {}
+        for arm in (*peers[1:], *ours):
+            ratios = [a / b for a, b in zip(rates[arm], rates[peers[0]], strict=True)]
+            table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        commits = results.get("commit", "").split(", ")
+        results = setup(pair + 1, *packages) | {"steps": steps, "ratios": table}
+        results["commit"] = ", ".join(filter(None, dict.fromkeys([*commits, results["commit"]])))
+        results |= {"steps_per_second": rates, "seconds_to_score": seconds}
+        if args.out:
+            args.out.write_text(json.dumps(results, indent=2) + "\n")
+    for arm, ratio in results.get("ratios", {}).items():
+        print(f"{arm}: {ratio['median_ratio']:.2f} x {peers[0]} ({ratio['min']:.2f} to {ratio['max']:.2f})")
 
 
 if __name__ == "__main__":
