@@ -76,6 +76,8 @@ RUNS = {
         "--total-timesteps 1000000",
         "MicroRTS 16x16, workerRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml "
         f"{FIGHT.format(bot='workerRushAI')} --total-timesteps 2000000",
+        "MicroRTS 16x16, lightRushAI alone": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml opponents lightRushAI "
+        "--total-timesteps 1000000",
         "MicroRTS 16x16, lightRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml "
         f"{FIGHT.format(bot='lightRushAI')} --total-timesteps 2000000",
     },
