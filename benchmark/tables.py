@@ -32,7 +32,7 @@ def spread(values: list[float], share: bool) -> str:
 
 def files() -> str:
     """Which file serves what, with one score and one speed of each."""
-    names = (*RUNS, "throughput_ppo", "throughput_dqn", "throughput_grid", "attention_speed")
+    names = (*RUNS, "throughput_ppo", "throughput_dqn", "throughput_microrts", "attention_speed")
     recorded = {name: json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in names}
 
     def score(script: str, name: str, words: str) -> str:
@@ -45,8 +45,6 @@ def files() -> str:
     def times(file: str, arm: str, peer: str) -> str:
         return f"{floor(recorded[file]['ratios'][arm]['median_ratio'] * 10) / 10} x {peer}"
 
-    peer, *_, ours, _ = recorded["throughput_grid"]["figures"]["7 fields, 78 choices (MicroRTS)"].values()
-    gridnet = median(a / b for a, b in zip(peer, ours, strict=True))
     rows = {
         "ppo_action_mask": (
             "Discrete, MultiDiscrete, MultiBinary",
@@ -74,7 +72,7 @@ def files() -> str:
             "cells (B, H, W) and their actions (B, A, H, W)",
             "`CategoricalMap`",
             score("ppo_gridwise", "MicroRTS 8x8, lightRushAI", " of games won"),
-            f"{floor(gridnet * 10) / 10} x GridNet's decoder",
+            times("throughput_microrts", "ours", "MicroRTS-Py's GridNet"),
         ),
     }
     lines = ["| file | actions | what is masked | class to copy | score | speed |", "|-|-|-|-|-|-|"]
@@ -301,6 +299,7 @@ def fill(readme: str) -> str:
         "speed ppo": speed("ppo"),
         "speed dqn": speed("dqn"),
         "speed fields": speed_only("fields"),
+        "speed microrts": speed_only("microrts"),
         "speed breakdown": breakdown(),
         "speed grid": grid_speed(),
         "speed growth": growth(),
