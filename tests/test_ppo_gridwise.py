@@ -107,6 +107,14 @@ def test_each_agent_reads_the_maps_where_it_stands_and_the_cells_around_it():
         torch.testing.assert_close(logits, net.actor(net.decoder(seen).relu()))
 
 
+def test_masks_are_split_into_where_agents_are_and_what_each_may_do():
+    _, agents, legal = random_maps()
+    found, rows = grid.split_masks(torch.cat([agents[:, None], legal], dim=1))
+    assert torch.equal(found, agents)
+    for row, (b, y, x) in zip(rows, agents.nonzero().tolist(), strict=True):
+        assert torch.equal(row, legal[b, :, y, x])
+
+
 def minibatch(p=0.5, nvec=(4,), batch=6):
     """A network, and a minibatch that is a rollout of its own."""
     _, agents, legal = random_maps(nvec=nvec, batch=batch, p=p)
