@@ -13,7 +13,8 @@ a process of its own on one thread unless its name says otherwise; arms alternat
 hits all. A figure is the median over rounds of (arm / first peer of the same round), with the smallest and largest
 ratio. The first quarter of each run is left out of the speed: imports, and compiling where it is on. The seconds to a
 score count from the first step, compiling included: until the last 64 episodes of training return 36, which is 86 % of
-the optimum in JobRouting. Resumable: rounds that the file already holds are not repeated.
+the optimum in JobRouting. The final return is that of the last 64 episodes as well. Resumable: rounds that the file
+already holds are not repeated.
 """
 
 import collections
@@ -135,44 +136,46 @@ PPO, DQN, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_gridwise"
 PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
 # default steps of a round, and how many times more our PPO takes
 STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8), "microrts": (24_576, 2)}
-SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, ranks, compiled
+SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, minibatch, ranks, compiled
     "ppo": (
         ["MaskablePPO"],
         {
-            "ours, 8 Python envs": (PPO, PYTHON, 8, 128, 1, False),
-            "ours, 8 Python envs, compiled": (PPO, PYTHON, 8, 128, 1, True),
-            "ours, 8 batched envs": (PPO, BATCHED, 8, 128, 1, False),
-            "ours, 8 batched envs, compiled": (PPO, BATCHED, 8, 128, 1, True),
-            "ours, 64 batched envs": (PPO, BATCHED, 64, 16, 1, False),
-            "ours, 64 batched envs, compiled": (PPO, BATCHED, 64, 16, 1, True),
-            "ours, 256 batched envs, compiled": (PPO, BATCHED, 256, 16, 1, True),
-            "ours, 64 batched envs, compiled, 2 ranks": (PPO, BATCHED, 64, 16, 2, True),
+            "ours, 8 Python envs": (PPO, PYTHON, 8, 128, 256, 1, False),
+            "ours, 8 Python envs, compiled": (PPO, PYTHON, 8, 128, 256, 1, True),
+            "ours, 8 batched envs": (PPO, BATCHED, 8, 128, 256, 1, False),
+            "ours, 8 batched envs, compiled": (PPO, BATCHED, 8, 128, 256, 1, True),
+            "ours, 64 batched envs": (PPO, BATCHED, 64, 16, 256, 1, False),
+            "ours, 64 batched envs, compiled": (PPO, BATCHED, 64, 16, 256, 1, True),
+            "ours, 256 batched envs, compiled": (PPO, BATCHED, 256, 16, 256, 1, True),
+            "ours, 64 batched envs, compiled, 2 ranks": (PPO, BATCHED, 64, 16, 256, 2, True),
+            "ours, 256 batched envs, minibatches of 1,024, compiled": (PPO, BATCHED, 256, 16, 1024, 1, True),
+            "ours, 256 batched envs, minibatches of 1,024, compiled, 2 ranks": (PPO, BATCHED, 256, 16, 1024, 2, True),
         },
     ),
     "dqn": (
         ["Stable-Baselines3 DQN (no mask)", "Tianshou DQN (masked)"],
         {
-            "ours, 1 Python env": (DQN, PYTHON, 1, 64, 1, False),
-            "ours, 8 Python envs": (DQN, PYTHON, 8, 8, 1, False),
-            "ours, 64 batched envs": (DQN, BATCHED, 64, 4, 1, False),
-            "ours, 64 batched envs, compiled": (DQN, BATCHED, 64, 4, 1, True),
-            "ours, 256 batched envs, compiled": (DQN, BATCHED, 256, 1, 1, True),
+            "ours, 1 Python env": (DQN, PYTHON, 1, 64, 256, 1, False),
+            "ours, 8 Python envs": (DQN, PYTHON, 8, 8, 256, 1, False),
+            "ours, 64 batched envs": (DQN, BATCHED, 64, 4, 256, 1, False),
+            "ours, 64 batched envs, compiled": (DQN, BATCHED, 64, 4, 256, 1, True),
+            "ours, 256 batched envs, compiled": (DQN, BATCHED, 256, 1, 256, 1, True),
         },
     ),
     "fields": (
         ["MaskablePPO"],
         {
-            "ours, 8 single envs": (PPO, "Bench/SingleBits-v0", 8, 32, 1, False),
-            "ours, 8 single envs, compiled": (PPO, "Bench/SingleBits-v0", 8, 32, 1, True),
-            "ours, 64 batched envs": (PPO, "Bench/Bits-v0", 64, 4, 1, False),
-            "ours, 64 batched envs, compiled": (PPO, "Bench/Bits-v0", 64, 4, 1, True),
+            "ours, 8 single envs": (PPO, "Bench/SingleBits-v0", 8, 32, 256, 1, False),
+            "ours, 8 single envs, compiled": (PPO, "Bench/SingleBits-v0", 8, 32, 256, 1, True),
+            "ours, 64 batched envs": (PPO, "Bench/Bits-v0", 64, 4, 256, 1, False),
+            "ours, 64 batched envs, compiled": (PPO, "Bench/Bits-v0", 64, 4, 256, 1, True),
         },
     ),
     "microrts": (
         ["MicroRTS-Py's ppo_gridnet", "MicroRTS-Py's ppo_gridnet, 2 threads"],
         {
-            "ours": (GRID, "Masked/MicroRTS-v0", 24, 256, 1, False),
-            "ours, 2 ranks": (GRID, "Masked/MicroRTS-v0", 24, 256, 2, False),
+            "ours": (GRID, "Masked/MicroRTS-v0", 24, 256, 1536, 1, False),
+            "ours, 2 ranks": (GRID, "Masked/MicroRTS-v0", 24, 256, 1536, 2, False),
         },
     ),
 }
@@ -216,7 +219,11 @@ class Clock:
 
     def figures(self) -> dict[str, float | None]:
         (start, first), (end, last) = self.marks[0], self.marks[-1]
-        return {"steps_per_second": (last - first) / (end - start), "seconds_to_score": self.seconds_to_score}
+        return {
+            "steps_per_second": (last - first) / (end - start),
+            "seconds_to_score": self.seconds_to_score,
+            "final_return": float(np.mean(self.returns)) if self.returns else None,
+        }
 
 
 class Timed(gym.Wrapper):
@@ -238,7 +245,7 @@ class Timed(gym.Wrapper):
 
 def run_ours(suite: str, arm: str, steps: int) -> Clock:
     """Train with the script's own main; every environment step ticks the clock."""
-    script, env_id, num_envs, num_steps, _, compiled = SUITES[suite][1][arm]
+    script, env_id, num_envs, num_steps, minibatch_size, _, compiled = SUITES[suite][1][arm]
     module = importlib.import_module(script)
     clock, make_vec = Clock(steps), module.make_vec
 
@@ -258,12 +265,14 @@ def run_ours(suite: str, arm: str, steps: int) -> Clock:
 
     module.make_vec = clocked
     if script == PPO:
-        flags = dict(num_steps=num_steps, learning_rate=3e-4)
+        # MaskablePPO does not clip the value's change either. Adam's step size grows with the root of the minibatch.
+        flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, clip_vloss=False)
+        flags["learning_rate"] = 3e-4 * (minibatch_size / 256) ** 0.5
     elif script == GRID:
         game = ("map_path", "maps/16x16/basesWorkers16x16A.xml", "self_play", "True", "max_episode_steps", "2000")
-        flags = dict(num_steps=num_steps, minibatch_size=1536, learning_rate=2.5e-4, env_kwargs=game)
+        flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, learning_rate=2.5e-4, env_kwargs=game)
     else:
-        flags = dict(train_frequency=num_steps, learning_rate=1e-3, learning_starts=1000)
+        flags = dict(train_frequency=num_steps, batch_size=minibatch_size, learning_rate=1e-3, learning_starts=1000)
     flags |= dict(env_id=env_id, num_envs=num_envs, anneal_lr=False, compile=compiled)
     module.main(module.Args(total_timesteps=steps, eval_episodes=0, save_model=False, **flags))
     return clock
@@ -439,20 +448,21 @@ def main(args: Args) -> None:
         raise SystemExit(f"{args.out} holds runs of {results['steps']} steps, not {steps}: give another --out.")
     rates: dict[str, list[float]] = results.get("steps_per_second", {})
     seconds: dict[str, list[float | None]] = results.get("seconds_to_score", {})
+    returns: dict[str, list[float | None]] = results.get("final_return", {})
     packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}.get(
         args.suite, ("stable-baselines3", "sb3-contrib")
     )
     for pair in range(results["pairs"], args.pairs):
         for arm in (*peers, *ours):
-            arm_steps, ranks = (more * steps, ours[arm][4]) if arm in ours else (steps, 1)
+            arm_steps, ranks = (more * steps, ours[arm][5]) if arm in ours else (steps, 1)
             figures = child(
                 __file__, "--suite", args.suite, "--arm", arm, "--steps", str(arm_steps), *microrts_py, ranks=ranks
             )
             rates.setdefault(arm, []).append(figures["steps_per_second"])
             seconds.setdefault(arm, []).append(figures["seconds_to_score"])
-            print(
-                f"round {pair + 1}: {arm}: {rates[arm][-1]:,.0f} steps/s, score after {seconds[arm][-1]} s", flush=True
-            )
+            returns.setdefault(arm, []).append(figures["final_return"])
+            print(f"round {pair + 1}: {arm}: {rates[arm][-1]:,.0f} steps/s, score after {seconds[arm][-1]} s, "
+                  f"return at the end {returns[arm][-1]}", flush=True)  # fmt: skip
         table = {}
         for arm in (*peers[1:], *ours):
             ratios = [a / b for a, b in zip(rates[arm], rates[peers[0]], strict=True)]
@@ -460,7 +470,7 @@ def main(args: Args) -> None:
         commits = results.get("commit", "").split(", ")
         results = setup(pair + 1, *packages) | {"steps": steps, "ratios": table}
         results["commit"] = ", ".join(filter(None, dict.fromkeys([*commits, results["commit"]])))
-        results |= {"steps_per_second": rates, "seconds_to_score": seconds}
+        results |= {"steps_per_second": rates, "seconds_to_score": seconds, "final_return": returns}
         if args.out:
             args.out.write_text(json.dumps(results, indent=2) + "\n")
     for arm, ratio in results.get("ratios", {}).items():
