@@ -53,11 +53,35 @@ PUBLISHED = {
     for arm in ("penalty -0.01", "penalty -0.1", "penalty -1", "none")
     for size in (10, 24)
 }
-# Its networks, by size of the map, and actions that are sampled in evaluation, as there: in a game without chance the
-# most probable action, once refused, would be refused for ever.
+# Its networks, by size of the map; observations normalized by what was seen so far, as all its logged runs have it
+# (--norm-obs); and actions that are sampled in evaluation, as there: in a game without chance the most probable
+# action, once refused, would be refused for ever.
 AS_PUBLISHED = """
+import numpy as np
 import torch
+from gymnasium.wrappers.utils import RunningMeanStd
 from torch import nn
+make_vec, shared = script.make_vec, []
+def normalized(*args, **kwargs):
+    envs = make_vec(*args, **kwargs)
+    shared or shared.append(RunningMeanStd(shape=envs.single_observation_space.shape))
+    stats, reset, step = shared[0], envs.reset, envs.step
+    def scale(obs):
+        return np.clip((obs - stats.mean) / np.sqrt(stats.var + 1e-8), -10, 10).astype(np.float32)
+    def seen(obs):
+        stats.update(obs)
+        return scale(obs)
+    def scaled_reset(**kwargs):
+        obs, infos = reset(**kwargs)
+        return seen(obs), infos
+    def scaled_step(actions):
+        obs, *rest, infos = step(actions)
+        if "final_obs" in infos:
+            infos["final_obs"] = scale(infos["final_obs"])
+        return seen(obs), *rest, infos
+    envs.reset, envs.step = scaled_reset, scaled_step
+    return envs
+script.make_vec = normalized
 class Map(nn.Module):
     def forward(self, obs):  # in the layout in which convolutions are fast on CPUs
         size = round((obs.shape[1] / 27) ** 0.5)
