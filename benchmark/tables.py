@@ -99,18 +99,24 @@ def results(script: str) -> str:
 
 
 def speed(suite: str) -> str:
-    """Steps per second as ratios to the suite's first peer."""
+    """Steps per second as ratios to the suite's first peer, and the time to a score."""
     recorded = json.loads((ROOT / f"docs/results/throughput_{suite}.json").read_text())
-    rates, ratios = recorded["steps_per_second"], recorded["ratios"]
+    rates, finals = recorded["steps_per_second"], recorded.get("final_return")
     peer = next(iter(rates))
+
+    def row(arm: str, ratio: str) -> str:
+        final = f" {interval(finals[arm])} |" if finals else ""
+        return f"| {arm} | {ratio} | {reached(recorded, arm)} |{final}"
+
+    header, rule = (" return at the end |", "-|") if finals else ("", "")
     lines = [
-        f"| arm | steps per second, x {peer} | seconds to a training return of 36 |",
-        "|-|-|-|",
-        f"| {peer} | 1 (it ran at {int(median(rates[peer])):,} steps/s here) | {reached(recorded, peer)} |",
+        f"| arm | steps per second, x {peer} | seconds to a training return of 36 |{header}",
+        f"|-|-|-|{rule}",
+        row(peer, f"1 (it ran at {int(median(rates[peer])):,} steps/s here)"),
     ]
-    for arm, ratio in ratios.items():
+    for arm, ratio in recorded["ratios"].items():
         middle, low, high = (floor(ratio[key] * 10) / 10 for key in ("median_ratio", "min", "max"))
-        lines.append(f"| {arm} | {middle} [{low}, {high}] | {reached(recorded, arm)} |")
+        lines.append(row(arm, f"{middle} [{low}, {high}]"))
     versions = recorded["versions"]
     lines.append(
         f"\n{recorded['pairs']} rounds in alternation on {recorded['cores']} cores, median [smallest, largest]; torch "
@@ -163,8 +169,8 @@ def grid_speed() -> str:
         peer, *others = seconds
         lines = lines or [f"| an agent's action | update | updates per CPU second, x {peer} |", "|-|-|-|"]
         for arm in others:
-            ratios = sorted(a / b for a, b in zip(seconds[peer], seconds[arm], strict=True))
-            lines.append(f"| {world} | {arm} | {interval([median(ratios), ratios[0], ratios[-1]])} |")
+            ratios = [a / b for a, b in zip(seconds[peer], seconds[arm], strict=True)]
+            lines.append(f"| {world} | {arm} | {interval(ratios)} |")
     return "\n".join([*lines, repeated(recorded, "growth.py --suite grid")])
 
 
@@ -176,15 +182,15 @@ def growth() -> str:
         (smallest, base), *larger = costs.items()
         cells = [f"{smallest}: 1"]
         for size, seconds in larger:
-            ratios = sorted(a / b for a, b in zip(seconds, base, strict=True))
-            cells.append(f"{size}: {interval([median(ratios), ratios[0], ratios[-1]])}")
+            ratios = [a / b for a, b in zip(seconds, base, strict=True)]
+            cells.append(f"{size}: {interval(ratios)}")
         lines.append(f"| {kind} | {', '.join(cells)} |")
     return "\n".join([*lines, repeated(recorded, "growth.py --suite growth")])
 
 
 def interval(values: list[float]) -> str:
     """Median [smallest, largest], cut off after two decimals."""
-    middle, low, high = (floor(value * 100) / 100 for value in values)
+    middle, low, high = (floor(value * 100) / 100 for value in (median(values), min(values), max(values)))
     return f"{middle} [{low}, {high}]"
 
 
