@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))  # the scripts and envs
 
 import ppo_attention_mask  # noqa: E402
 import ppo_gridwise  # noqa: E402
-from envs.harvest import NEW, Harvest  # noqa: E402
-from envs.panda_forest import KINDS, PandaForest, sprite  # noqa: E402
+from envs.worlds.harvest import NEW, Harvest  # noqa: E402
+from envs.worlds.panda_forest import KINDS, PandaForest, sprite  # noqa: E402
 from ppo_action_mask import CategoricalMasked  # noqa: E402
 
 PAPER = "#fbf9f4"  # the environments' background

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from envs import BatchedEnv, SingleEnv  # noqa: E402
-from envs.job_routing import DELAY_WEIGHT, KINDS, PRICE_WEIGHT, JobRouting  # noqa: E402
+from envs.worlds.job_routing import DELAY_WEIGHT, KINDS, PRICE_WEIGHT, JobRouting  # noqa: E402
 
 TARGET_RETURN = 36
 

@@ -1,4 +1,16 @@
-"""The shared environments, registered under `Masked/`, with their masks, constraints and vector-env plumbing."""
+"""Worlds, and how a mask gets from a world to a script.
+
+| file | what it holds |
+|-|-|
+| `worlds/` | the environments, one a file, registered here under `Masked/`, and what they are drawn with |
+| `base.py` | `BatchedEnv`: rules written once, in NumPy, for N environments; `SingleEnv`: a batch of one |
+| `constraints.py` | masks declared by a function of the observation: `In`, `Mask`, `MaskFunction` |
+| `masks.py` | pure functions that check masks and count illegal actions |
+| `observations.py` | observations flattened, or as a set of entities |
+| `foreign.py` | the mask conventions of environments that others wrote |
+| `uniform.py` | `UniformVectorEnv`: what the scripts step, the same for every environment |
+| `make.py` | `make_vec`: from an id and its arguments to a `UniformVectorEnv` |
+"""
 
 from typing import Any
 
@@ -26,12 +38,12 @@ def register_batched(env_id: str, vector_entry_point: str, **kwargs: Any) -> Non
     gym.register(env_id, single, vector_entry_point=vector_entry_point, kwargs=kwargs)
 
 
-register_batched("Masked/JobRouting-v0", "envs.job_routing:make_job_routing_vec")
-register_batched("Masked/Maze-v0", "envs.maze:Maze")
-register_batched("Masked/BinPlacement-v0", "envs.bin_placement:make_bin_placement_vec")
-register_batched("Masked/Harvest-v0", "envs.harvest:Harvest")
-register_batched("Masked/PandaForest-v0", "envs.panda_forest:PandaForest")
-register_batched("Masked/OrderPicking-v0", "envs.order_picking:OrderPicking")
-register_batched("Masked/MicroRTS-v0", "envs.microrts:MicroRTS")
-register_batched("Masked/MicroRTSHarvest-v0", "envs.microrts:MicroRTSHarvest")
-gym.register("Masked/ConnectFour-v0", "envs.connect_four:ConnectFour")
+register_batched("Masked/JobRouting-v0", "envs.worlds.job_routing:make_job_routing_vec")
+register_batched("Masked/Maze-v0", "envs.worlds.maze:Maze")
+register_batched("Masked/BinPlacement-v0", "envs.worlds.bin_placement:make_bin_placement_vec")
+register_batched("Masked/Harvest-v0", "envs.worlds.harvest:Harvest")
+register_batched("Masked/PandaForest-v0", "envs.worlds.panda_forest:PandaForest")
+register_batched("Masked/OrderPicking-v0", "envs.worlds.order_picking:OrderPicking")
+register_batched("Masked/MicroRTS-v0", "envs.worlds.microrts:MicroRTS")
+register_batched("Masked/MicroRTSHarvest-v0", "envs.worlds.microrts:MicroRTSHarvest")
+gym.register("Masked/ConnectFour-v0", "envs.worlds.connect_four:ConnectFour")

@@ -210,7 +210,7 @@ class MaskFunction(_FieldActions, gym.Wrapper):
         hide: keys of a Dict observation that only the mask needs; the learner does not get them.
 
     Example:
-        >>> from envs.job_routing import JobRouting, machines, only_machines_that_are_up
+        >>> from envs.worlds.job_routing import JobRouting, machines, only_machines_that_are_up
         >>> from envs.base import SingleEnv
         >>> env = SingleEnv(JobRouting(num_envs=1, num_machines=4, num_up=2))
         >>> env = MaskFunction(env, {"machine": machines(4)}, only_machines_that_are_up, hide=("up",))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs.base import SingleEnv
-from envs.bin_placement import Bin, BinPlacement, Orientation, fitting_bins, make_bin_placement_vec
+from envs.worlds.bin_placement import Bin, BinPlacement, Orientation, fitting_bins, make_bin_placement_vec
 from envs.constraints import MaskFunction
 
 FIELDS = {"bin": Bin, "orientation": Orientation}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.constraints import In, Mask, MaskFunction, VectorMaskFunction, legal_actions
-from envs.job_routing import JobRouting, machines, only_machines_that_are_up
+from envs.worlds.job_routing import JobRouting, machines, only_machines_that_are_up
 
 
 class Tool(IntEnum):  # neither from 0, nor contiguous, nor sorted

@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from envs.base import BatchedEnv, SingleEnv
-from envs.harvest import LOST, MANY, REWARD, RING, STEPS, VERBS, Action, Harvest, Kind
+from envs.worlds.harvest import LOST, MANY, REWARD, RING, STEPS, VERBS, Action, Harvest, Kind
 
 BUSY = {"num_workers": 8, "max_workers": 20, "workers_cost": 2, "num_resources": 14, "max_amount": 3, "num_hazards": 3}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.job_routing import JobRouting, machines, make_job_routing_vec, only_machines_that_are_up
+from envs.worlds.job_routing import JobRouting, machines, make_job_routing_vec, only_machines_that_are_up
 
 
 def random_legal(rng, mask):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.maze import GOAL, STEP_COST, TRAIL, VIEW, VISIT, WALL, Maze, Move, _distances, _pick
+from envs.worlds.maze import GOAL, STEP_COST, TRAIL, VIEW, VISIT, WALL, Maze, Move, _distances, _pick
 
 STEPS = {Move.UP: (-1, 0), Move.DOWN: (1, 0), Move.LEFT: (0, -1), Move.RIGHT: (0, 1)}
 

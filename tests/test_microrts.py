@@ -15,7 +15,7 @@ import pytest
 import script
 from gymnasium.utils.env_checker import check_env
 
-from envs.microrts import CHOICES, STARTS, USES, load_game
+from envs.worlds.microrts import CHOICES, STARTS, USES, load_game
 from envs.vector import check_action_mask, check_grid_masks, illegal_actions, make_vec
 
 GRID, HARVEST = "Masked/MicroRTS-v0", "Masked/MicroRTSHarvest-v0"

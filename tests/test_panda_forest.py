@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs.base import SingleEnv
-from envs.panda_forest import KINDS, SAFE_DISTANCE, Move, PandaForest, _bits, _first_true
+from envs.worlds.panda_forest import KINDS, SAFE_DISTANCE, Move, PandaForest, _bits, _first_true
 
 STEPS = {Move.UP: (-1, 0), Move.DOWN: (1, 0), Move.LEFT: (0, -1), Move.RIGHT: (0, 1), Move.STAY: (0, 0)}
 

@@ -8,7 +8,7 @@ import numpy as np
 from script import ROOT
 
 import benchmark.signals  # noqa: F401, registers the world
-from envs.vector import make_vec
+from envs.make import make_vec
 
 
 def test_a_study_goes_on_with_the_runs_that_are_missing(tmp_path):

@@ -10,13 +10,14 @@ import torch
 # Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
 RUNTIME_FLAGS = ("resume", "eval_only", "eval_episodes", "capture_video", "device", "checkpoint_every", "track")
 EVAL_FLAGS = ("env_kwargs",)  # with --eval-only those of the command line count where they are given
+FORMAT = 2  # of the file; raised when its meaning changes
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write to a temporary name and move it into place, so that a kill at any moment leaves a whole file."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        torch.save(checkpoint, file)
+        torch.save(checkpoint | {"format": FORMAT}, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -36,7 +37,8 @@ def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[
         `flag` is "eval-only", for given EVAL_FLAGS.
 
     Raises:
-        ValueError: no such file, not a whole one, one of another script, or a flag that contradicts the checkpoint's.
+        ValueError: no such file, not a whole one, one of another script or version, or a flag that contradicts the
+            checkpoint's.
     """
     if not Path(path).is_file():
         raise ValueError(f"--{flag} {path}: there is no such file; expected the checkpoint.pt of a run under runs/.")
@@ -50,6 +52,11 @@ def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[
         ) from error
     if writer != script:
         raise ValueError(f"--{flag} {path}: a checkpoint of {writer}.py, expected one of {script}.py.")
+    if checkpoint.get("format", 1) != FORMAT:
+        raise ValueError(
+            f"--{flag} {path}: written by another version of {script}.py, with format {checkpoint.get('format', 1)}, "
+            f"not {FORMAT}. Use that version of the scripts, or train anew."
+        )
     for name, value in vars(args).items():
         if name in RUNTIME_FLAGS or (flag == "eval-only" and name in EVAL_FLAGS and value):
             saved[name] = value

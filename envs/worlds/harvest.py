@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
-from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
 
 ACTIONS = [f"{verb}_{way}" for verb in ("MOVE", "GATHER", "RETURN") for way in ("UP", "DOWN", "LEFT", "RIGHT")]
 Action = IntEnum("Action", ["STAY", *ACTIONS], start=0)

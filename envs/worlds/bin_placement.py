@@ -9,7 +9,7 @@ from PIL import ImageDraw
 
 from envs.base import BatchedEnv
 from envs.constraints import In, VectorMaskFunction
-from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, canvas, cross, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, canvas, cross, pixels, text
 
 
 class Bin(IntEnum):

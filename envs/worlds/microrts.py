@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
-from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, pixels, text
 
 INSTALL = (
     "MicroRTS needs: pip install jpype1; pip install --no-deps --ignore-requires-python gym-microrts==0.6.0; and a "

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
-from envs.drawing import ACCENT, GOLD, GRID, INK, LEGAL, MUTED, canvas, cross, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, GRID, INK, LEGAL, MUTED, canvas, cross, pixels, text
 
 
 class OrderPicking(BatchedEnv):

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from PIL import Image, ImageDraw
 
 from envs.base import BatchedEnv
-from envs.drawing import GOLD, INK, canvas, cross, pixels, text
+from envs.worlds.drawing import GOLD, INK, canvas, cross, pixels, text
 
 Move = IntEnum("Move", ["UP", "DOWN", "LEFT", "RIGHT", "STAY"], start=0)
 
@@ -386,7 +386,7 @@ def _bits(flags: np.ndarray) -> np.ndarray:
 def _connected(free: np.ndarray, start: np.ndarray, width: int) -> np.ndarray:
     """Which cells (R, width**2) bool can be reached through `free` ones from the `start` (R,) of their row.
 
-    All rows are one big integer with a bit for each cell, as in `envs.maze`; the margins keep them apart.
+    All rows are one big integer with a bit for each cell, as in `envs.worlds.maze`; the margins keep them apart.
     """
     reached = np.zeros_like(free)
     reached[np.arange(len(free)), start] = True

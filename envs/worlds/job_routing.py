@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from envs.base import BatchedEnv
 from envs.constraints import Mask, VectorMaskFunction
-from envs.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, canvas, cross, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, canvas, cross, pixels, text
 
 KINDS = ("text", "image", "audio", "video")
 KIND_COLORS = (ACCENT, LEGAL, "#d97742", "#8a5fa8")

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
-from envs.drawing import ACCENT, GOLD, GRID, INK, LEGAL, PAPER, canvas, cross, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, GRID, INK, LEGAL, PAPER, canvas, cross, pixels, text
 
 Move = IntEnum("Move", ["UP", "DOWN", "LEFT", "RIGHT"], start=0)
 

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.drawing import ACCENT, GOLD, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
+from envs.worlds.drawing import ACCENT, GOLD, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
 
 ROWS, COLUMNS = 6, 7
 PLAYERS = ("player_0", "player_1")  # PettingZoo's names of the seats, the first mover first

@@ -1,0 +1,144 @@
+"""Masks on the host: pure functions that check them and count what breaks them, before anything reaches the device."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+
+
+def action_nvec(space: gym.Space) -> np.ndarray:
+    """The number of choices in each field of an action space, (K,) int64.
+
+    Raises:
+        ValueError: the space is none of Discrete, MultiDiscrete and MultiBinary.
+
+    >>> action_nvec(spaces.Discrete(4)), action_nvec(spaces.MultiDiscrete([3, 2])), action_nvec(spaces.MultiBinary(2))
+    (array([4]), array([3, 2]), array([2, 2]))
+    """
+    if isinstance(space, spaces.Discrete):
+        return np.array([space.n], np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.ravel().astype(np.int64)
+    if isinstance(space, spaces.MultiBinary):
+        return np.full(int(np.prod(space.shape)), 2, np.int64)
+    raise ValueError(
+        f"The action space {space} is not supported; expected Discrete (ppo_action_mask.py, dqn_action_mask.py), "
+        f"MultiDiscrete or MultiBinary (ppo_action_mask.py). Choices can be masked, numbers cannot: discretise them."
+    )
+
+
+def grid_nvec(env: VectorEnv) -> np.ndarray:
+    """The number of choices in each field of one cell's action, (K,), the same in all cells.
+
+    Raises:
+        ValueError: the observation is no map (C, H, W), or the action space not a MultiDiscrete (H, W) or (H, W, K).
+    """
+    seen, space = env.single_observation_space, env.single_action_space
+    if not isinstance(seen, spaces.Box) or len(seen.shape) != 3:
+        raise ValueError(f"The observation space {seen} is no map; expected a Box (C, H, W).")
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.shape[:2] == seen.shape[1:] and space.nvec.ndim <= 3:
+        nvec = space.nvec.reshape(*seen.shape[1:], -1)
+        if (nvec == nvec[0, 0]).all():
+            return nvec[0, 0].astype(np.int64)
+    raise ValueError(
+        f"The action space {space} is not one action for each cell; expected a MultiDiscrete of shape {seen.shape[1:]} "
+        f"or {(*seen.shape[1:], 'K')}, with the same choices in each cell."
+    )
+
+
+def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False) -> np.ndarray:
+    """Check masks on the host, before they reach the device, and return them as int8.
+
+    Args:
+        action_mask: (N, sum(nvec)), bool or numbers that are 0 or 1; 1 where the action is legal.
+        nvec: (K,) choices in each action field.
+        first_env: the index of the environment that row 0 belongs to, for messages.
+        ended: (N,) bool or a bool, rows of states that nobody acts in any more, which may have no legal action.
+
+    Raises:
+        ValueError: wrong shape, a value other than 0 and 1 (NaN among them), or a field without a legal action.
+
+    >>> check_action_mask([[1, 1, 0], [0, 0, 0]], np.array([3]))
+    Traceback (most recent call last):
+    ...
+    ValueError: Environment 1: the action mask leaves no legal action in field 0 (its 3 entries are all 0). ...
+    """
+    mask = np.asarray(action_mask)
+    if mask.ndim != 2 or mask.shape[1] != nvec.sum() or mask.dtype.kind not in "biuf":
+        fields = " + ".join(map(str, nvec[:6])) + (" + ..." if len(nvec) > 6 else "")
+        raise ValueError(
+            f"Environment {first_env}: the action mask has shape {mask.shape[1:]} and dtype {mask.dtype}; expected "
+            f"shape ({nvec.sum()},), one entry for each choice ({fields}), as int8 with 1 where legal."
+        )
+    # With few environments the calls cost more than the arithmetic: whether a row is bad comes first, which one after.
+    bad = mask.view(np.uint8).max() > 1 if mask.dtype == np.int8 else ((mask != 0) & (mask != 1)).any()
+    if bad:
+        row, column = np.argwhere((mask != 0) & (mask != 1))[0]
+        raise ValueError(
+            f"Environment {first_env + row}: the action mask holds {mask[row, column]} at entry {column}; expected "
+            f"only 0 (illegal) and 1 (legal)."
+        )
+    mask = mask.astype(np.int8, copy=False)
+    if len(nvec) == 1:
+        legal = mask.any(axis=1, keepdims=True)
+    else:
+        legal = np.add.reduceat(mask, np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0
+    if not legal.all() and not (legal.all(axis=1) | ended).all():
+        row = np.flatnonzero(~(legal.all(axis=1) | ended))[0]
+        field = np.flatnonzero(~legal[row])[0]
+        raise ValueError(
+            f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its "
+            f"{nvec[field]} entries are all 0). A state to act in needs one: add a no-op, or end the episode."
+        )
+    return mask
+
+
+def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended: Any = False) -> np.ndarray:
+    """Check the two masks of a grid, and return them as one (N, 1 + sum(nvec), H, W) int8, the agent mask in front.
+
+    Args:
+        action_mask: (N, sum(nvec), H, W), 1 where the cell's agent may do this; without an agent 0 or 1, as you like.
+        agent_mask: (N, H, W), 1 where the cell holds an agent.
+        nvec: (K,) choices in each field of one agent's action.
+        ended: (N,) bool, rows of states that nobody acts in any more.
+
+    Raises:
+        ValueError: wrong shape, a value other than 0 and 1, or an agent without a legal choice in one of its fields.
+    """
+    masks, agents = np.asarray(action_mask), np.asarray(agent_mask)
+    shape = (len(agents), nvec.sum(), *agents.shape[1:])
+    if agents.ndim != 3 or masks.shape != shape:
+        raise ValueError(
+            f"The agent mask has shape {agents.shape[1:]} and the action mask {masks.shape[1:]}; expected (H, W) and "
+            f"({nvec.sum()}, H, W): {' + '.join(map(str, nvec))} choices in each cell."
+        )
+    for name, mask in (("agent", agents), ("action", masks)):
+        bad = mask.view(np.uint8) > 1 if mask.dtype == np.int8 else (mask != 0) & (mask != 1)
+        if bad.any():
+            row, *place = np.argwhere(bad)[0].tolist()
+            raise ValueError(
+                f"Environment {row}: the {name} mask holds {mask[row, *place]} at {place}; expected only 0 and 1."
+            )
+    row, y, x = np.nonzero(agents)  # of each agent, few beside the cells
+    legal = np.add.reduceat(masks[row, :, y, x], np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0  # (P, K)
+    stuck = ~legal.all(axis=1) & ~np.broadcast_to(ended, len(agents))[row]
+    if stuck.any():
+        agent = np.flatnonzero(stuck)[0]
+        row, y, x, field = row[agent], y[agent], x[agent], np.flatnonzero(~legal[agent])[0]
+        raise ValueError(
+            f"Environment {row}: the action mask leaves the agent in cell ({y}, {x}) no legal action in field {field}. "
+            f"An agent needs one: add a no-op, or take it out of the agent mask."
+        )
+    return np.concatenate([agents[:, None], masks], axis=1, dtype=np.int8, casting="unsafe")
+
+
+def illegal_actions(actions: np.ndarray, masks: np.ndarray, nvec: np.ndarray) -> np.ndarray:
+    """Which actions (B,) or (B, K) break their masks (B, sum(nvec)), in any field: bool (B,).
+
+    >>> illegal_actions(np.array([[0, 1], [0, 2], [1, 0]]), np.array([[1, 0, 1, 1, 0]] * 3), np.array([2, 3]))
+    array([False,  True,  True])
+    """
+    columns = np.reshape(actions, (len(actions), len(nvec))) + (np.cumsum(nvec) - nvec)
+    return (np.take_along_axis(masks, columns, axis=1) == 0).any(axis=1)

@@ -1,0 +1,85 @@
+"""Observations of any space, a batch at a time: their flat form, and the form of a set of entities."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+NO_FLAT_FORM = (
+    "The observation space {} has no fixed flat form; expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
+    "Tuple of these."
+)
+
+
+def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
+    """A batch of observations as (N, D) float32, without a loop over environments; Discrete becomes one-hot.
+
+    >>> space = spaces.Dict({"cell": spaces.Discrete(3), "speed": spaces.Box(0, 1, (2,))})
+    >>> flatten_observations(space, {"cell": np.array([2]), "speed": np.array([[0.5, 1.0]])}, num_envs=1)
+    array([[0. , 0. , 1. , 0.5, 1. ]], dtype=float32)
+    """
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return np.asarray(obs, np.float32).reshape(num_envs, -1)
+    if isinstance(space, spaces.Discrete):
+        return np.eye(space.n, dtype=np.float32)[np.asarray(obs) - space.start]
+    if isinstance(space, spaces.MultiDiscrete):
+        columns = (np.asarray(obs) - space.start).reshape(num_envs, -1).T
+        parts = [np.eye(n, dtype=np.float32)[column] for n, column in zip(space.nvec.ravel(), columns, strict=True)]
+    elif isinstance(space, spaces.Dict):
+        parts = [flatten_observations(sub, obs[key], num_envs) for key, sub in space.spaces.items()]
+    elif isinstance(space, spaces.Tuple):
+        parts = [flatten_observations(sub, part, num_envs) for sub, part in zip(space.spaces, obs, strict=True)]
+    else:
+        raise ValueError(NO_FLAT_FORM.format(space))
+    return np.concatenate(parts, axis=1)
+
+
+def flat_size(space: gym.Space) -> int:
+    """The number of entries D of a flattened observation; raises ValueError for a space without a flat form."""
+    try:
+        return spaces.flatdim(space)
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(NO_FLAT_FORM.format(space)) from error
+
+
+def flat_dtype(space: gym.Space) -> np.dtype:
+    """The smallest dtype that holds flattened observations as they are, at most float32: what a replay buffer stores.
+
+    >>> flat_dtype(spaces.Discrete(500)), flat_dtype(spaces.Box(0, 255, (3,), np.uint8)), flat_dtype(spaces.Box(0, 1))
+    (dtype('bool'), dtype('uint8'), dtype('float32'))
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return np.result_type(*(flat_dtype(part) for part in parts))
+    if isinstance(space, spaces.Box):
+        return space.dtype if space.dtype.itemsize <= 2 else np.dtype(np.float32)
+    return np.dtype(bool)  # one-hot, or bits
+
+
+def entities_shape(space: gym.Space, presence_column: int | None) -> tuple[int, int]:
+    """The shape (E, 1 + D) of the layout "entities".
+
+    Raises:
+        ValueError: neither a Dict with `entities` and `entity_mask` nor a matrix with a presence column.
+
+    >>> entities_shape(spaces.Box(-1, 1, (5, 7)), presence_column=0)
+    (5, 8)
+    """
+    if isinstance(space, spaces.Dict) and {"entities", "entity_mask"} <= set(space.spaces):
+        (count, size), masks = space["entities"].shape, space["entity_mask"].shape
+        if masks == (count,):
+            return count, 1 + size
+    elif isinstance(space, spaces.Box) and len(space.shape) == 2:
+        if presence_column is None:
+            raise ValueError(
+                f"The observation is a matrix {space.shape}, one row for each entity. Name the column that is 1 where "
+                f"the entity is present: --presence-column 0 for highway-env's Kinematics."
+            )
+        if 0 <= presence_column < space.shape[1]:
+            return space.shape[0], 1 + space.shape[1]
+        raise ValueError(f"--presence-column {presence_column}: the observation has columns 0 to {space.shape[1] - 1}.")
+    raise ValueError(
+        f"The observation space {space} has no entities; expected a Dict with entities (E, D) and entity_mask (E,), or "
+        f"a matrix (E, D) with --presence-column."
+    )

@@ -1,0 +1,189 @@
+"""`UniformVectorEnv`: what the scripts step."""
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec, illegal_actions
+from envs.observations import entities_shape, flat_size, flatten_observations
+
+HOW_TO_GIVE_A_MASK = (
+    'Give info["action_mask"] in reset() and step(), or a method action_masks() or get_available_actions(), or an '
+    'observation dict with the key "action_mask"; or train without masks: --mask-mode none.'
+)
+KEPT = ("episode_returns", "episode_lengths", "last_obs", "last_mask")  # state beside that of the environments
+
+
+class UniformVectorEnv(VectorWrapper):
+    """What the scripts step: any SAME_STEP vector environment, checked, with one form of everything they read.
+
+    * `infos["action_mask"]` (N, sum(nvec)) int8 after every `reset` and `step`, checked (`check_action_mask`).
+    * `truncations` are False where the episode terminated as well.
+    * `infos["final_obs"]`, where an episode ended: a batched observation, valid in the rows `infos["_final_obs"]`, and
+      `infos["final_info"]["action_mask"]` (N, sum(nvec)) its mask.
+    * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`; `returns` and
+      `lengths` collect them until somebody clears them.
+    * `last_obs` and `last_mask` are the last observations and masks that it gave, which are saved with its state.
+    * Actions are indices from 0: (N,) for Discrete, else (N, K); an action space's `start` is added here.
+    * Observations in a layout: "flat" (N, D) float32; "entities" (N, E, 1 + D) float32, whose first column is 1 where
+      an entity is present, from a Dict of `entities` (E, D) and `entity_mask` (E,), or from a matrix (E, D) with
+      a presence column; "grid" (N, C, H, W), and "raw", as the environment gives them.
+    * On a grid `action_mask` is (N, 1 + A, H, W), the agent mask in front (`check_grid_masks`), and actions are
+      (N, H, W) or, with K > 1 fields, (N, H, W, K).
+
+    Args:
+        env: the vector environment.
+        require_mask: raise if it gives no mask; otherwise every action counts as legal.
+        layout: of the observations.
+        presence_column: the column of a matrix observation that is positive where the entity is present.
+
+    Raises:
+        ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or
+            inf in an observation or reward, with the environment's index.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        require_mask: bool = True,
+        layout: Literal["flat", "entities", "grid", "raw"] = "flat",
+        presence_column: int | None = None,
+    ):
+        super().__init__(env)
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"{env} resets with autoreset mode {mode}; the scripts need AutoresetMode.SAME_STEP, in which the last "
+                f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give "
+                f"the id an entry_point so that Gymnasium's vector environments can be used."
+            )
+        self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
+        self.presence_column = presence_column
+        self.nvec = grid_nvec(env) if layout == "grid" else action_nvec(env.single_action_space)
+        self.start = getattr(env.single_action_space, "start", 0)
+        if layout in ("flat", "entities"):
+            shape = (
+                (flat_size(self.raw_space),) if layout == "flat" else entities_shape(self.raw_space, presence_column)
+            )
+            self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
+            self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+        self.returns: list[float] = []
+        self.lengths: list[int] = []
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments."""
+        obs, infos = self.env.reset(**kwargs)
+        self.episode_returns[:], self.episode_lengths[:] = 0.0, 0
+        self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
+        return self.last_obs, infos | {"action_mask": self.last_mask}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all environments."""
+        obs, rewards, terminations, truncations, infos = self.env.step(actions + self.start)
+        if not np.isfinite(rewards).all():
+            row = np.flatnonzero(~np.isfinite(rewards))[0]
+            raise ValueError(f"Environment {row}: the reward is {rewards[row]}; expected a finite number.")
+        self.episode_returns += rewards
+        self.episode_lengths += 1
+        ended = terminations | truncations
+        if ended.any():
+            self._finish(infos, ended, terminations)
+        self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
+        infos["action_mask"] = self.last_mask
+        return self.last_obs, rewards, terminations, truncations & ~terminations, infos
+
+    def illegal(self, actions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Whether each environment's action breaks its mask, (N,); on a grid the share of its agents that do."""
+        if self.layout != "grid":
+            return illegal_actions(actions, mask, self.nvec)
+        agents = mask[:, 0].astype(bool)
+        flat = np.moveaxis(mask[:, 1:], 1, -1)[agents]  # (P, A)
+        broken = np.zeros(agents.shape)
+        broken[agents] = illegal_actions(actions[agents], flat, self.nvec)
+        return broken.sum((1, 2)) / np.maximum(agents.sum((1, 2)), 1)
+
+    def all_legal(self, mask: np.ndarray) -> np.ndarray:
+        """The mask as if every action were legal; on a grid agents stay where they are."""
+        free = np.ones_like(mask)
+        if self.layout == "grid":
+            free[:, 0] = mask[:, 0]
+        return free
+
+    def get_state(self) -> dict[str, Any] | None:
+        """All state, running episodes and what was last seen included; None if the environments cannot be saved."""
+        if not hasattr(self.env.unwrapped, "get_state"):
+            return None
+        return {name: getattr(self, name).copy() for name in KEPT} | {"env": self.env.unwrapped.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` gave."""
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.env.unwrapped.set_state(state["env"])
+
+    def _finish(self, infos: dict[str, Any], ended: np.ndarray, terminations: np.ndarray) -> None:
+        infos["episode"] = {"r": self.episode_returns.copy(), "l": self.episode_lengths.copy()}
+        infos["_episode"] = ended
+        self.returns.extend(self.episode_returns[ended])
+        self.lengths.extend(self.episode_lengths[ended])
+        self.episode_returns[ended], self.episode_lengths[ended] = 0.0, 0
+        final_obs, rows = infos["final_obs"], np.flatnonzero(ended)
+        if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # Gymnasium's: one object a row, or None
+            batch = gym.vector.utils.create_empty_array(self.raw_space, self.num_envs)
+            filled = [final_obs[i if ended[i] else rows[0]] for i in range(self.num_envs)]
+            final_obs = gym.vector.utils.concatenate(self.raw_space, filled, batch)
+        infos["final_obs"], infos["_final_obs"] = self._observation(final_obs), ended
+        final_info = infos["final_info"]
+        final_info["action_mask"] = self._mask(final_info, ended, terminations)
+
+    def _mask(self, infos: dict[str, Any], expected: Any = True, terminations: Any = False) -> np.ndarray:
+        if self.layout == "grid":
+            if "agent_mask" not in infos:
+                raise ValueError(
+                    'No agent mask was given; expected info["agent_mask"] (H, W), 1 where a cell has an agent.'
+                )
+            agents = infos["agent_mask"]
+            shape = (self.num_envs, self.nvec.sum(), *agents.shape[1:])
+            given = infos.get("action_mask", None if self.require_mask else np.ones(shape, np.int8))
+            if given is None:
+                raise ValueError(
+                    'No action mask was given; expected info["action_mask"] (A, H, W), or --mask-mode none.'
+                )
+            return check_grid_masks(given, agents, self.nvec, terminations | ~infos["_agent_mask"])
+        if not self.require_mask and "action_mask" not in infos:
+            return np.ones((self.num_envs, self.nvec.sum()), np.int8)
+        given = infos.get("_action_mask", np.zeros(self.num_envs, bool))
+        if (expected & ~given).any():
+            row = np.flatnonzero(expected & ~given)[0]
+            raise ValueError(f"Environment {row}: no action mask was given. {HOW_TO_GIVE_A_MASK}")
+        return check_action_mask(infos["action_mask"], self.nvec, ended=terminations | ~given)
+
+    def _observation(self, obs: Any) -> Any:
+        if self.layout in ("grid", "raw"):
+            return obs
+        if self.layout == "entities":
+            flat, seen = self._entities(obs)
+        else:
+            flat = flatten_observations(self.raw_space, obs, self.num_envs)
+            seen = flat
+        if not np.isfinite(seen).all():
+            row, *place = np.argwhere(~np.isfinite(seen))[0].tolist()
+            raise ValueError(
+                f"Environment {row}: the observation holds {seen[row, *place]} at entry {place} of its {self.layout} "
+                f"form; expected finite numbers. Training stops here, before they reach the network."
+            )
+        return flat
+
+    def _entities(self, obs: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Presence and features (N, E, 1 + D), and the same with absent entities, which may hold anything, as 0."""
+        if isinstance(obs, dict):
+            present, features = obs["entity_mask"] > 0, obs["entities"]
+        else:
+            present, features = obs[..., self.presence_column] > 0, obs
+        entities = np.concatenate([present[..., None], features], axis=-1, dtype=np.float32)
+        return entities, np.where(present[..., None], entities, 0)

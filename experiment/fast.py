@@ -1,0 +1,169 @@
+"""Numerics for speed alone: what they compute is torch's own, and tests hold it so."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.optim.adam import adam
+
+COMPARE_EVERY = 256  # calls of a function that has two forms
+
+
+def columns_first(module: nn.Module) -> None:
+    """Keep each Linear's weight in memory as (in, out): the gradient of a narrow layer is then three times faster."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = layer.weight.data.T.contiguous().T
+
+
+class Adam:
+    """`torch.optim.Adam` (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) whose step is a function of gradients.
+
+    All state is made here and lives for ever, so that `apply` can be compiled together with the loss, and a checkpoint
+    restored at any time: it is copied into what a graph already holds, in whatever memory layout that is.
+
+    Args:
+        module: whose parameters it moves; their memory layout is final.
+        eps: added to the denominator.
+    """
+
+    def __init__(self, module: nn.Module, eps: float):
+        self.params, self.eps = list(module.parameters()), eps
+        device = self.params[0].device
+        self.lr = torch.zeros((), device=device)  # a tensor: a number would be a constant of the graph
+        self.exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self.steps = [torch.zeros((), device=device) for _ in self.params]
+
+    @torch.no_grad()
+    def apply(self, gradients: list[Tensor]) -> None:
+        """One step of size `lr` along the gradients, which have any memory layout."""
+        compiling = torch.compiler.is_compiling()  # a graph cannot hold the fused kernel, and fuses by itself
+        if not compiling:  # the fused kernel goes by memory, whatever the strides say
+            gradients = [
+                g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+                for g, p in zip(gradients, self.params, strict=True)
+            ]
+        adam(
+            *(self.params, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps),
+            foreach=False,
+            fused=not compiling,
+            capturable=compiling,
+            amsgrad=False,
+            maximize=False,
+            weight_decay=0.0,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.lr,
+            eps=self.eps,
+        )
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """Moments and steps."""
+        return {"exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, tensors in self.state_dict().items():
+            for mine, saved in zip(tensors, state[name], strict=True):
+                mine.copy_(saved)
+
+
+def in_numpy(network: nn.Module) -> Callable[[np.ndarray], np.ndarray] | None:
+    """A sequence of Linear, Tanh and ReLU layers as a NumPy function (N, D) -> (N, A); None for anything else.
+
+    For a few rows, calling torch costs four times as much as the arithmetic. The function reads the network's own
+    memory, so it follows the training.
+    """
+    functions = {nn.Tanh: np.tanh, nn.ReLU: lambda x: np.maximum(x, 0)}
+    if type(network) is not nn.Sequential or not all(type(layer) in (nn.Linear, *functions) for layer in network):
+        return None
+    layers = [
+        (layer.weight.detach().numpy().T, layer.bias.detach().numpy()) if type(layer) is nn.Linear else type(layer)
+        for layer in network
+    ]
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        for layer in layers:
+            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else functions[layer](x)
+        return x
+
+    return forward
+
+
+class OnHost:
+    """A torch function of observations (N, D) for the host, computed in NumPy where that gives the same.
+
+    NumPy computes it with one of the module's own networks, if one is a plain MLP (`in_numpy`) and agrees on the
+    observations at hand and on random ones. Whatever else stands between observation and result, a scale, a trunk, a
+    normalization that changes with time, makes them differ; then torch computes it, from the next comparison on. They
+    are compared at the first call and after every COMPARE_EVERY.
+
+    Args:
+        function: maps a float32 tensor (N, D) to the result.
+        module: which holds the networks.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], module: nn.Module):
+        self.function, self.module, self.calls = function, module, 0
+        self.device = next(module.parameters()).device
+        forms = map(in_numpy, module.children()) if self.device.type == "cpu" else ()
+        self.networks = [form for form in forms if form]
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        if self.networks and self.calls % COMPARE_EVERY == 0:
+            self.networks = [network for network in self.networks if self._agrees(network, obs)]
+            if not self.networks:
+                print(f"{type(self.module).__name__} acts in torch: it is more than a plain MLP of Tanh or ReLU.")
+        self.calls += 1
+        return self.networks[0](obs) if self.networks else self._in_torch(obs)
+
+    def _in_torch(self, obs: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.function(torch.from_numpy(obs).to(self.device)).cpu().numpy()
+
+    def _agrees(self, network: Callable, obs: np.ndarray) -> bool:
+        noise = np.random.default_rng(0).standard_normal(obs.shape, np.float32)
+        obs = np.concatenate([obs, noise, 100 * noise])
+        expected = self._in_torch(obs)
+        try:
+            found = network(obs)
+        except ValueError:  # it takes or gives another number of columns
+            return False
+        scale = max(1.0, float(np.abs(expected).max()))
+        return found.shape == expected.shape and np.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """A function that samples actions int64 (N,) or (N, K) for obs (N, D) float32 and masks (N, sum(nvec)).
+
+    It draws from the logits of `agent.policy`, on the host: with few environments, calls cost more than arithmetic.
+
+    Args:
+        agent: has a method `policy` that maps obs and masks to a CategoricalMasked.
+        nvec: (K,) choices in each field of an action.
+        rng: of the draws.
+    """
+    lowest = np.finfo(np.float32).min
+    within = np.arange(nvec.max()) < nvec[:, None]  # (K, A): the choices of each field, padded to the largest
+
+    def policy_logits(obs: Tensor) -> Tensor:
+        free = torch.ones(len(obs), int(nvec.sum()), dtype=torch.bool, device=obs.device)
+        logits = agent.policy(obs, free).logits
+        return logits if len(nvec) == 1 else logits[:, torch.from_numpy(within).to(obs.device)]
+
+    logits = OnHost(policy_logits, agent)
+
+    def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        noise = np.log(rng.standard_exponential(mask.shape, np.float32) + 1e-37)  # never log(0)
+        noisy = np.where(mask, logits(obs) - noise, lowest)  # the mask after the noise: see CategoricalMasked.sample
+        if len(nvec) == 1:
+            return noisy.argmax(-1)
+        padded = np.full((len(obs), *within.shape), -np.inf, np.float32)
+        padded[:, within] = noisy
+        return padded.argmax(-1)
+
+    return act

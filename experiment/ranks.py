@@ -1,0 +1,39 @@
+"""Several processes with one training, as torchrun starts them: each has its share of environments and minibatches."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join_ranks(use_cuda: bool) -> None:
+    """Meet the other ranks, if torchrun has started any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+
+
+def leave_ranks() -> None:
+    """Wait for the other ranks and part."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@torch.compiler.disable  # a graph is cut in two here
+def mean_over_ranks(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The mean of each tensor over all ranks, the same numbers on each: new tensors of the same shapes, contiguous."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors])
+    return tuple(part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
+
+
+def gather(mine: Any) -> list[Any]:
+    """What each rank has, on every rank."""
+    if not dist.is_initialized():
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone

@@ -1,0 +1,21 @@
+"""How a signal ends a run: at a good moment."""
+
+import signal
+from types import FrameType
+
+
+class StopOnSignal:
+    """SIGINT and SIGTERM ask for a stop, which the training loop does at its next good moment; a second one kills."""
+
+    def __init__(self):
+        self.stopped_by: signal.Signals | None = None
+        self.handlers = {signum: signal.signal(signum, self._stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        self.stopped_by = signal.Signals(signum)
+        signal.signal(signum, self.handlers[signum])
+
+    def restore(self) -> None:
+        """Give the signals back to those who had them."""
+        for signum, handler in self.handlers.items():
+            signal.signal(signum, handler)
