@@ -185,15 +185,15 @@ class ReplayBuffer:
         return tuple(values[inds] for values in self.storage.values())
 
     def get_state(self) -> dict[str, Any]:
-        """What it holds, on the CPU."""
-        return {"pos": self.pos, **{name: values[: self.size].cpu() for name, values in self.storage.items()}}
+        """What it holds, in NumPy."""
+        return {"pos": self.pos, **{name: values[: self.size].cpu().numpy() for name, values in self.storage.items()}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` gave."""
         self.pos = state["pos"]
         for name, values in self.storage.items():
             self.size = len(state[name])
-            values[: self.size] = state[name]
+            values[: self.size] = torch.from_numpy(state[name])
 
 
 def td_loss(

@@ -1,11 +1,13 @@
-"""TensorBoard: a run's folder, its tags, text and HParams, and the tab that compares runs."""
+"""TensorBoard and the progress bar: a run's folder, its tags, text and HParams, and the tab that compares runs."""
 
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
 
 LAYOUT = {  # the tab Custom Scalars: title of each chart, and regular expressions of the tags in it
     "Runs compared": {
@@ -19,32 +21,44 @@ LAYOUT = {  # the tab Custom Scalars: title of each chart, and regular expressio
 }
 
 
-def open_run(args: Any, resumed: Path | None, step: int) -> tuple[Path, SummaryWriter]:
-    """The run's folder, which a new run makes under runs/, and the writer of its TensorBoard files.
+class Board:
+    """The run's folder, which a new run makes under runs/, and all that is shown of it. Rank 0 alone has one.
 
     Args:
         args: the flags of a script.
         resumed: the folder of the run to continue, or None.
         step: environment steps so far; what the folder holds of later ones is hidden.
+        last_step: environment steps at the end.
     """
-    name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}__{int(time.time())}"
-    run_dir = resumed or Path("runs") / name.replace(":", "-")
-    run_dir.mkdir(parents=True, exist_ok=resumed is not None)
-    if args.track:
-        import wandb
 
-        wandb.init(project=args.wandb_project_name, name=run_dir.name, config=vars(args), sync_tensorboard=True)
-    writer = SummaryWriter(run_dir, purge_step=step if resumed else None)
-    rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
-    writer.add_custom_scalars(LAYOUT)
-    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
-    return run_dir, writer
+    def __init__(self, args: Any, resumed: Path | None, step: int, last_step: int):
+        name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}__{int(time.time())}"
+        self.args, self.folder = args, resumed or Path("runs") / name.replace(":", "-")
+        self.folder.mkdir(parents=True, exist_ok=resumed is not None)
+        if args.track:
+            import wandb
 
+            wandb.init(project=args.wandb_project_name, name=self.folder.name, config=vars(args), sync_tensorboard=True)
+        self.writer = SummaryWriter(self.folder, purge_step=step if resumed else None)
+        rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+        self.writer.add_custom_scalars(LAYOUT)
+        self.writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+        self.bar = tqdm(total=last_step, initial=step, unit="step", unit_scale=True)
 
-def write_scores(writer: SummaryWriter, args: Any, scores: dict[str, float], step: int) -> None:
-    """Write the scores of an evaluation as scalars, and beside the flags as HParams, so that runs can be compared."""
-    for key, value in scores.items():
-        writer.add_scalar(f"eval/{key}", value, step)
-    flags = {key: value if isinstance(value, int | float | str) else str(value) for key, value in vars(args).items()}
-    for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
-        writer.file_writer.add_summary(summary)  # add_hparams opens another file, with all scores once more at step 0
+    def log(self, scalars: dict[str, Any], returns: list[float], lengths: list[int], step: int) -> None:
+        """Write scalars by tag, with the speed so far, and the mean return and length of episodes if there are any."""
+        scalars["charts/SPS"] = int((step - self.bar.initial) / self.bar.format_dict["elapsed"])
+        if returns:
+            scalars |= {"charts/episodic_return": np.mean(returns), "charts/episodic_length": np.mean(lengths)}
+            self.bar.set_postfix_str(f"return {np.mean(returns):.2f}", refresh=False)
+        for tag, value in scalars.items():
+            self.writer.add_scalar(tag, float(value), step)
+
+    def show_scores(self, scores: dict[str, float], step: int) -> None:
+        """Print the scores of an evaluation; write them as scalars, and beside the flags as HParams."""
+        print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
+        for key, value in scores.items():
+            self.writer.add_scalar(f"eval/{key}", value, step)
+        flags = {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(self.args).items()}
+        for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
+            self.writer.file_writer.add_summary(summary)  # add_hparams opens another file, all scores again at step 0

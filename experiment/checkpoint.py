@@ -10,6 +10,8 @@ import torch
 # Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
 RUNTIME_FLAGS = ("resume", "eval_only", "eval_episodes", "capture_video", "device", "checkpoint_every", "track")
 EVAL_FLAGS = ("env_kwargs",)  # with --eval-only those of the command line count where they are given
+# The part of an observation's shape that an agent is bound to: when evaluated, it reads sets and maps of any size.
+BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}
 FORMAT = 2  # of the file; raised when its meaning changes
 
 
@@ -53,20 +55,61 @@ def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[
     if writer != script:
         raise ValueError(f"--{flag} {path}: a checkpoint of {writer}.py, expected one of {script}.py.")
     if checkpoint.get("format", 1) != FORMAT:
-        raise ValueError(
-            f"--{flag} {path}: written by another version of {script}.py, with format {checkpoint.get('format', 1)}, "
-            f"not {FORMAT}. Use that version of the scripts, or train anew."
-        )
+        raise ValueError(f"--{flag} {path}: written by another version of {script}.py; use that one, or train anew.")
     for name, value in vars(args).items():
         if name in RUNTIME_FLAGS or (flag == "eval-only" and name in EVAL_FLAGS and value):
             saved[name] = value
         elif value not in (getattr(type(args)(), name), saved[name]):
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{option} {value}: the checkpoint was trained with {saved[name]}. A checkpoint brings its own flags; "
-                f"leave {option} out, or start a new run."
-            )
+            given = f"--{name.replace('_', '-')} {value}: the checkpoint was trained with {saved[name]}."
+            raise ValueError(f"{given} A checkpoint brings its own flags; leave this one out, or start a new run.")
     return checkpoint, type(args)(**saved)
+
+
+def check_shapes(run: Any) -> None:
+    """Refuse a checkpoint whose agent saw other observations or had other choices (ValueError)."""
+    saved, found = run.checkpoint, run.shapes
+    bound = BOUND[run.envs.layout] if run.args.eval_only else slice(None)
+    if (list(saved["obs_shape"])[bound], saved["nvec"]) != (found["obs_shape"][bound], found["nvec"]):
+        raise ValueError(
+            f"{run.path}: trained on {saved['obs_shape']} observations and {saved['nvec']} choices; {run.args.env_id} "
+            f"has {found['obs_shape']} and {found['nvec']}: another version of it."
+        )
+
+
+def rank_state(run: Any) -> dict[str, Any]:
+    """What is this rank's own: generators, environments, a replay buffer."""
+    state = {
+        "generator": run.generator.get_state(),
+        "rng": run.rng.bit_generator.state,
+        "torch": torch.get_rng_state(),
+        # equal on all ranks, whose weights are the same
+        "weights_sum": sum(p.detach().double().sum().cpu() for p in run.model.parameters()),
+    }
+    return state | {name: swap_arrays(thing.get_state()) for name, thing in run.own.items()}
+
+
+def restore_rank(run: Any, seed: int) -> None:
+    """Restore this rank's own state; environments that cannot be saved restart, with another seed.
+
+    Raises:
+        ValueError: the checkpoint was written by another number of ranks.
+    """
+    ranks, run.iteration = run.checkpoint["ranks"], run.checkpoint["iteration"]
+    if len(ranks) != run.world_size:
+        raise ValueError(
+            f"--resume {run.path}: written by {len(ranks)} ranks, not {run.world_size}; expected torchrun "
+            f"--nproc-per-node {len(ranks)}."
+        )
+    mine = ranks[run.rank]
+    run.generator.set_state(mine["generator"])
+    run.rng.bit_generator.state = mine["rng"]
+    torch.set_rng_state(mine["torch"])
+    if mine["envs"] is None:
+        print(f"{run.args.env_id} cannot be saved, so its environments restart; the agent and its optimizer continue.")
+        run.envs.reset(seed=seed + run.iteration * run.args.num_envs)
+    for name, thing in run.own.items():
+        if mine[name] is not None:
+            thing.set_state(swap_arrays(mine[name]))
 
 
 def swap_arrays(state: Any) -> Any:

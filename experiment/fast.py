@@ -32,42 +32,32 @@ class Adam:
 
     def __init__(self, module: nn.Module, eps: float):
         self.params, self.eps = list(module.parameters()), eps
-        device = self.params[0].device
-        self.lr = torch.zeros((), device=device)  # a tensor: a number would be a constant of the graph
-        self.exp_avgs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
-        self.exp_avg_sqs = [torch.zeros_like(p, requires_grad=False) for p in self.params]
-        self.steps = [torch.zeros((), device=device) for _ in self.params]
+        self.lr = torch.zeros((), device=self.params[0].device)  # a tensor: a number would be a constant of the graph
+        self.state = {
+            "exp_avgs": [torch.zeros_like(p, requires_grad=False) for p in self.params],
+            "exp_avg_sqs": [torch.zeros_like(p, requires_grad=False) for p in self.params],
+            "steps": [torch.zeros_like(self.lr) for _ in self.params],
+        }
 
     @torch.no_grad()
     def apply(self, gradients: list[Tensor]) -> None:
         """One step of size `lr` along the gradients, which have any memory layout."""
         compiling = torch.compiler.is_compiling()  # a graph cannot hold the fused kernel, and fuses by itself
         if not compiling:  # the fused kernel goes by memory, whatever the strides say
-            gradients = [
-                g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
-                for g, p in zip(gradients, self.params, strict=True)
-            ]
-        adam(
-            *(self.params, gradients, self.exp_avgs, self.exp_avg_sqs, [], self.steps),
-            foreach=False,
-            fused=not compiling,
-            capturable=compiling,
-            amsgrad=False,
-            maximize=False,
-            weight_decay=0.0,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.lr,
-            eps=self.eps,
-        )
+            pairs = zip(gradients, self.params, strict=True)
+            gradients = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for g, p in pairs]
+        exp_avgs, exp_avg_sqs, steps = self.state.values()
+        forms = {"foreach": False, "fused": not compiling, "capturable": compiling, "amsgrad": False, "maximize": False}
+        sizes = {"lr": self.lr, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": self.eps}
+        adam(self.params, gradients, exp_avgs, exp_avg_sqs, [], steps, **forms, **sizes)
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """Moments and steps."""
-        return {"exp_avgs": self.exp_avgs, "exp_avg_sqs": self.exp_avg_sqs, "steps": self.steps}
+        return self.state
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Restore what `state_dict` gave."""
-        for name, tensors in self.state_dict().items():
+        """Restore what `state_dict` gave, in place."""
+        for name, tensors in self.state.items():
             for mine, saved in zip(tensors, state[name], strict=True):
                 mine.copy_(saved)
 
@@ -81,14 +71,11 @@ def in_numpy(network: nn.Module) -> Callable[[np.ndarray], np.ndarray] | None:
     functions = {nn.Tanh: np.tanh, nn.ReLU: lambda x: np.maximum(x, 0)}
     if type(network) is not nn.Sequential or not all(type(layer) in (nn.Linear, *functions) for layer in network):
         return None
-    layers = [
-        (layer.weight.detach().numpy().T, layer.bias.detach().numpy()) if type(layer) is nn.Linear else type(layer)
-        for layer in network
-    ]
+    parameters = [[p.detach().numpy().T for p in layer.parameters()] for layer in network]  # (in, out) and (out,)
 
     def forward(x: np.ndarray) -> np.ndarray:
-        for layer in layers:
-            x = x @ layer[0] + layer[1] if isinstance(layer, tuple) else functions[layer](x)
+        for layer, weights in zip(network, parameters, strict=True):
+            x = sum(weights[1:], x @ weights[0]) if weights else functions[type(layer)](x)
         return x
 
     return forward
@@ -133,8 +120,9 @@ class OnHost:
             found = network(obs)
         except ValueError:  # it takes or gives another number of columns
             return False
-        scale = max(1.0, float(np.abs(expected).max()))
-        return found.shape == expected.shape and np.allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
+        if found.shape != expected.shape:
+            return False
+        return np.abs(found - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
 
 
 def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

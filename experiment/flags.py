@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
@@ -10,45 +11,39 @@ import tyro
 
 
 class Range(NamedTuple):
-    """Numbers from `low`, itself included unless `above`, to `high`; NaN and inf are in no range."""
+    """The numbers that a flag takes, in words and as a function; NaN and inf are in no range."""
 
-    low: float
-    high: float
-    above: bool
-
-    def __contains__(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high and not (self.above and value == self.low)
-
-    def __str__(self) -> str:
-        if math.isinf(self.low):
-            return "a finite number"
-        least = f"more than {self.low}" if self.above else f"at least {self.low}"
-        return least if math.isinf(self.high) else f"{least}, at most {self.high}"
+    words: str
+    holds: Callable[[float], bool]
 
 
-def _number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Any:
-    """The type of a flag of this kind and range, which tyro shows in --help."""
-    limits = Range(low, high, above)
-    return Annotated[kind, limits, tyro.conf.arg(metavar=f"{kind.__name__.upper()}, {limits}")]
+def number(kind: type, words: str, holds: Callable[[float], bool]) -> Any:
+    """The type of a flag of this kind and range, which stands in --help and is checked before anything is made."""
+    return Annotated[kind, Range(words, holds), tyro.conf.arg(metavar=f"{kind.__name__.upper()}, {words}")]
 
 
-Count = _number(int, 1)
-Natural = _number(int, 0)
-Positive = _number(float, 0, above=True)
-NonNegative = _number(float, 0)
-Share = _number(float, 0, 1)
-PositiveShare = _number(float, 0, 1, above=True)
-Finite = _number(float, -math.inf)
+Count = number(int, "at least 1", lambda x: x >= 1)
+Natural = number(int, "at least 0", lambda x: x >= 0)
+Seed = number(int, "from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)
+Positive = number(float, "more than 0", lambda x: x > 0)
+NonNegative = number(float, "at least 0", lambda x: x >= 0)
+Share = number(float, "from 0 to 1", lambda x: 0 <= x <= 1)
+PositiveShare = number(float, "more than 0, at most 1", lambda x: 0 < x <= 1)
+Finite = number(float, "finite", lambda x: True)
 
 
 @dataclass
 class Flags:
-    """A script's `Args` inherits these and adds those of its algorithm."""
+    """A script's `Args` inherits these and adds those of its algorithm.
+
+    It has a method `check(world_size)`, which refuses flags that do not fit together (ValueError) and returns the
+    environment steps of an iteration over all environments.
+    """
 
     # Experiment
     exp_name: str | None = None
     """name of the experiment, the first part of the run's folder under runs/; default: the script's"""
-    seed: _number(int, 0, 2**32 - 1) = 1
+    seed: Seed = 1
     """seed of everything random; rank r adds r"""
     track: bool = False
     """log to Weights & Biases too (pip install wandb)"""
@@ -95,12 +90,8 @@ class Flags:
     num_threads: Count = 1
     """torch's CPU threads in each process; small networks gain nothing from more"""
 
-    def check(self, world_size: int) -> int:
-        """Refuse flags that do not fit together (ValueError), and return the environment steps of one iteration."""
-        raise NotImplementedError
 
-
-def check_flags(args: Flags, world_size: int) -> int:
+def check_flags(args: Any, world_size: int) -> int:
     """Refuse what cannot work before any time is spent on it, and return the environment steps of one iteration.
 
     Raises:
@@ -109,12 +100,14 @@ def check_flags(args: Flags, world_size: int) -> int:
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         limits = [x for part in (hint, *get_args(hint)) for x in getattr(part, "__metadata__", ()) if type(x) is Range]
-        if limits and value is not None and value not in limits[0]:
-            raise ValueError(f"{flag} {value}: expected {limits[0]}.")
+        if limits and value is not None and not (math.isfinite(value) and limits[0].holds(value)):
+            raise ValueError(f"{flag} {value}: expected {limits[0].words}.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; use --device auto or cpu, or install torch for CUDA.")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise ValueError("--track needs Weights & Biases: pip install wandb, or leave --track out.")
+    if args.eval_only and args.eval_episodes == 0:
+        raise ValueError("--eval-only plays episodes: expected --eval-episodes of at least 1.")
     check_shares(args, world_size, "num_envs")
     steps = args.check(world_size)
     if args.total_timesteps < steps:
@@ -124,20 +117,16 @@ def check_flags(args: Flags, world_size: int) -> int:
 
 def check_shares(args: Any, world_size: int, name: str) -> None:
     """Refuse a total that the ranks cannot share evenly (ValueError)."""
+    flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
     if getattr(args, name) % world_size:
-        raise ValueError(
-            f"--{name.replace('_', '-')} {getattr(args, name)} is a total that the {world_size} ranks share; expected "
-            f"a multiple of {world_size}."
-        )
+        raise ValueError(f"{flag} is a total that the ranks share; expected a multiple of {world_size}.")
 
 
 def check_rollout(args: Any, world_size: int) -> int:
     """The steps of a rollout, `num_envs` x `num_steps`, which minibatches must divide (ValueError)."""
-    batch_size = args.num_envs * args.num_steps
     check_shares(args, world_size, "minibatch_size")
-    if batch_size % args.minibatch_size:
-        raise ValueError(
-            f"--minibatch-size {args.minibatch_size} does not divide a rollout, --num-envs {args.num_envs} x "
-            f"--num-steps {args.num_steps} = {batch_size} samples; expected a divisor."
-        )
-    return batch_size
+    steps = args.num_envs * args.num_steps
+    rollout = f"a rollout, --num-envs {args.num_envs} x --num-steps {args.num_steps} = {steps} samples"
+    if steps % args.minibatch_size:
+        raise ValueError(f"--minibatch-size {args.minibatch_size} does not divide {rollout}; expected a divisor.")
+    return steps

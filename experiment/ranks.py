@@ -1,24 +1,10 @@
 """Several processes with one training, as torchrun starts them: each has its share of environments and minibatches."""
 
-import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-
-def join_ranks(use_cuda: bool) -> None:
-    """Meet the other ranks, if torchrun has started any."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
-
-
-def leave_ranks() -> None:
-    """Wait for the other ranks and part."""
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 @torch.compiler.disable  # a graph is cut in two here

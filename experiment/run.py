@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,21 +12,17 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
-from tqdm import tqdm
 
 from envs.make import make_vec, parse_env_kwargs
 from envs.uniform import UniformVectorEnv
-from experiment.board import open_run, write_scores
-from experiment.checkpoint import load_checkpoint, save_checkpoint, swap_arrays
+from experiment.board import Board
+from experiment.checkpoint import check_shapes, load_checkpoint, rank_state, restore_rank, save_checkpoint
 from experiment.evaluation import Play, evaluate
 from experiment.fast import columns_first
-from experiment.flags import Flags, check_flags
+from experiment.flags import check_flags
 from experiment.pictures import Look, write_pictures
-from experiment.ranks import gather, join_ranks, leave_ranks, mean_over_ranks
+from experiment.ranks import gather, mean_over_ranks
 from experiment.signals import StopOnSignal
-
-# The part of an observation's shape that a trained agent is bound to: it reads sets and maps of any size.
-BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}
 
 
 class Run:
@@ -41,16 +36,16 @@ class Run:
         ValueError: a flag out of its range, flags that do not fit together, or a checkpoint that cannot be used.
     """
 
-    def __init__(self, args: Flags, file: str):
-        self.script, self.checkpoint = Path(file).stem, None
+    def __init__(self, args: Any, file: str):
+        self.script, self.checkpoint, self.board = Path(file).stem, None, None
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if path := args.eval_only or args.resume:
             flag = "eval-only" if args.eval_only else "resume"
             self.checkpoint, args = load_checkpoint(path, args, flag, self.script)
-        self.path, self.args = path, args
+        self.args, self.path, self.iteration = args, path, 0
         args.exp_name = args.exp_name or self.script
         self.steps = check_flags(args, self.world_size)  # of all environments in an iteration
-        self.num_iterations, self.iteration = args.total_timesteps // self.steps, 0
+        self.num_iterations = args.total_timesteps // self.steps
         self.free_play = args.mask_mode in ("penalty", "none")  # the mask does not restrict what is played
 
         use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
@@ -60,21 +55,18 @@ class Run:
         torch.manual_seed(args.seed)
         self.generator = torch.Generator(self.device).manual_seed(args.seed + self.rank)
         self.rng = np.random.default_rng(args.seed + self.rank)
-        join_ranks(use_cuda)
+        if self.world_size > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
 
     def make_envs(self, num_envs: int, **layout: Any) -> UniformVectorEnv:
         """This rank's environments; `layout` as for `make_vec`, here and in evaluation and pictures."""
-        self.make_vec = partial(
-            make_vec,
-            self.args.env_id,
-            env_kwargs=parse_env_kwargs(self.args.env_kwargs),
-            async_envs=self.args.async_envs,
-            **layout,
-        )
-        self.require_mask = self.args.mask_mode != "none"
+        layout |= {"env_kwargs": parse_env_kwargs(self.args.env_kwargs), "async_envs": self.args.async_envs}
+        self.make_vec = partial(make_vec, self.args.env_id, **layout)
+        self.make_one = partial(self.make_vec, 1, require_mask=not self.free_play)
         if self.args.capture_video:
-            self.make_vec(1, require_mask=self.require_mask, render_mode="rgb_array").close()
-        self.envs = self.make_vec(num_envs, require_mask=self.require_mask)
+            self.make_one(render_mode="rgb_array").close()
+        self.envs = self.make_vec(num_envs, require_mask=self.args.mask_mode != "none")
+        self.renders = "rgb_array" in self.envs.metadata.get("render_modes", ())
         return self.envs
 
     def place(self, module: nn.Module) -> nn.Module:
@@ -94,17 +86,10 @@ class Run:
         """
         self.model = objects["model"]
         self.shared = {name: thing for name, thing in objects.items() if hasattr(thing, "state_dict")}
-        self.own = {name: thing for name, thing in objects.items() if hasattr(thing, "get_state")}
+        self.own = {name: thing for name, thing in objects.items() if name not in self.shared} | {"envs": self.envs}
         self.shapes = {"obs_shape": list(self.envs.single_observation_space.shape), "nvec": self.envs.nvec.tolist()}
         if self.checkpoint:
-            bound = BOUND[self.envs.layout] if self.args.eval_only else slice(None)
-            saved, found = ((list(x["obs_shape"])[bound], x["nvec"]) for x in (self.checkpoint, self.shapes))
-            if saved != found:
-                raise ValueError(
-                    f"{self.path}: trained on {self.checkpoint['obs_shape']} observations and "
-                    f"{self.checkpoint['nvec']} choices; {self.args.env_id} has {self.shapes['obs_shape']} and "
-                    f"{self.shapes['nvec']}: another version of it."
-                )
+            check_shapes(self)
             for name, thing in self.shared.items():
                 thing.load_state_dict(self.checkpoint[name])
 
@@ -125,28 +110,12 @@ class Run:
         """
         seed = self.args.seed + self.rank * self.envs.num_envs
         self.envs.reset(seed=seed)
-        if self.args.eval_only:
-            return self.envs.last_obs, self.envs.last_mask
-        if self.checkpoint:
-            if len(self.checkpoint["ranks"]) != self.world_size:
-                raise ValueError(
-                    f"--resume {self.path}: written by {len(self.checkpoint['ranks'])} ranks, not {self.world_size}; "
-                    f"expected torchrun --nproc-per-node {len(self.checkpoint['ranks'])}."
-                )
-            self.iteration, mine = self.checkpoint["iteration"], self.checkpoint["ranks"][self.rank]
-            self.generator.set_state(mine["generator"])
-            self.rng.bit_generator.state = mine["rng"]
-            torch.set_rng_state(mine["torch"])
-            for name, thing in self.own.items():
-                thing.set_state(mine[name])
-            if mine["envs"] is None:
-                print(f"{self.args.env_id} cannot be saved, so its environments restart; the agent continues.")
-                self.envs.reset(seed=seed + self.iteration * self.args.num_envs)
-            else:
-                self.envs.set_state(swap_arrays(mine["envs"]))
-        if self.rank == 0:
-            folder = Path(self.path).parent if self.checkpoint else None
-            self.run_dir, self.writer = open_run(self.args, folder, self.iteration * self.steps)
+        if not self.args.eval_only:
+            if self.checkpoint:
+                restore_rank(self, seed)
+            if self.rank == 0:
+                folder, first, last = Path(self.path).parent if self.path else None, self.iteration, self.num_iterations
+                self.board = Board(self.args, folder, first * self.steps, last * self.steps)
         return self.envs.last_obs, self.envs.last_mask
 
     def iterations(self) -> Iterator[int]:
@@ -154,27 +123,24 @@ class Run:
         self.stopping = False  # agreed by all ranks, so that all stop after the same iteration
         if self.args.eval_only:
             return
-        stop, self.last_return = StopOnSignal(), float("nan")
-        self.first_iteration, self.start_time = self.iteration, time.time()
-        done, total = self.iteration * self.steps, self.num_iterations * self.steps
-        self.bar = tqdm(total=total, initial=done, unit="step", unit_scale=True, disable=self.rank != 0)
+        stop, log_every = StopOnSignal(), max(1, self.num_iterations // 250)
         while self.iteration < self.num_iterations and not self.stopping:
+            # Both of the end of this iteration: environment steps over all ranks, and whether they are logged.
+            self.global_step = (self.iteration + 1) * self.steps
+            self.log_due = (self.iteration + 1) % log_every == 0 or self.iteration + 1 == self.num_iterations
             yield self.iteration
             self.iteration += 1
-            self.bar.update(self.steps)
+            if self.board:
+                self.board.bar.update(self.steps)
             self.stopping = bool(self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0)
             if self.args.checkpoint_every and self.iteration % self.args.checkpoint_every == 0:
                 self._save()
-        self.bar.close()
         stop.restore()
-        if self.stopping and self.rank == 0:
-            name = stop.stopped_by.name if stop.stopped_by else "a signal to another rank"
-            print(f"Stopped by {name}. Continue with --resume {self.run_dir / 'checkpoint.pt'}")
-
-    @property
-    def global_step(self) -> int:
-        """Environment steps over all environments and ranks at the end of this iteration."""
-        return (self.iteration + 1) * self.steps
+        if self.board:
+            self.board.bar.close()
+            if self.stopping:
+                name = stop.stopped_by.name if stop.stopped_by else "a signal to another rank"
+                print(f"Stopped by {name}. Continue with --resume {self.board.folder / 'checkpoint.pt'}")
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """The array on this run's device; on a CPU it is the same memory."""
@@ -192,35 +158,19 @@ class Run:
         Raises:
             ValueError: NaN or inf in the metrics of the last update or in the weights; names the last good checkpoint.
         """
-        if torch.stack([x.detach().sum() for x in (metrics, *self.model.parameters())]).isfinite().all():
-            return
-        kept = self.run_dir / "checkpoint.pt" if self.rank == 0 else None
-        known = "known to rank 0" if kept is None else kept if kept.exists() else "none was written"
-        raise ValueError(
-            f"The loss or the weights are NaN or inf after {self.global_step} steps. Lower --learning-rate, or scale "
-            f"rewards and observations. Last good checkpoint: {known}."
-        )
-
-    @property
-    def log_due(self) -> bool:
-        """Whether this iteration is logged: about 250 of them are, the last one always."""
-        done = self.iteration + 1
-        return done % max(1, self.num_iterations // 250) == 0 or done == self.num_iterations
+        if not torch.stack([x.detach().sum() for x in (metrics, *self.model.parameters())]).isfinite().all():
+            kept = self.board.folder / "checkpoint.pt" if self.board else None
+            known = "known to rank 0" if kept is None else kept if kept.exists() else "none was written"
+            raise ValueError(
+                f"The loss or the weights are NaN or inf after {self.global_step} steps. Lower --learning-rate, or "
+                f"scale rewards and observations. Last good checkpoint: {known}."
+            )
 
     def log(self, scalars: dict[str, Any]) -> None:
         """Write scalars by tag; return and length of the episodes that ended, and the speed, are added."""
-        returns, lengths = self.envs.returns, self.envs.lengths
-        if self.rank == 0:
-            if returns:
-                self.last_return = float(np.mean(returns))
-                episodes = {"episodic_return": self.last_return, "episodic_length": np.mean(lengths)}
-                scalars = scalars | {f"charts/{name}": value for name, value in episodes.items()}
-            iterations = self.iteration + 1 - self.first_iteration
-            sps = int(iterations * self.steps / (time.time() - self.start_time))
-            for tag, value in (scalars | {"charts/SPS": sps}).items():
-                self.writer.add_scalar(tag, float(value), self.global_step)
-            self.bar.set_postfix_str(f"return {self.last_return:.2f}, {sps:,} steps/s", refresh=False)
-        returns.clear(), lengths.clear()  # on every rank, or they would grow for ever
+        if self.board:
+            self.board.log(scalars, self.envs.returns, self.envs.lengths, self.global_step)
+        self.envs.returns.clear(), self.envs.lengths.clear()  # on every rank, or they would grow for ever
 
     def finish(self, play: Play, look: Look | None = None) -> dict[str, float]:
         """Save, evaluate as trained and with the mask removed, write scores and pictures; returns the scores.
@@ -229,52 +179,35 @@ class Run:
             play: acts for observations and masks.
             look: what the agent attends to, for a picture.
         """
-        if self.args.eval_only:
-            scores = {name: self._scores(play, masked) for name, masked in self._arms().items()}
-            print(json.dumps(scores, indent=2))
-            return scores["as_trained"]
-        if self.args.save_model or self.stopping:
+        scores, step = {}, self.iteration * self.steps
+        if not self.args.eval_only and (self.args.save_model or self.stopping):
             self._save()
-        scores = {}
-        if self.rank == 0:
-            if not self.stopping:
-                scores = self._evaluate(play, look)
-            self.writer.close()
-        self.envs.close()
-        leave_ranks()
-        return scores
-
-    def _arms(self) -> dict[str, bool]:
-        return {"as_trained": not self.free_play, "no_mask": False}
-
-    def _scores(self, play: Play, masked: bool) -> dict[str, float]:
-        envs = self.make_vec(min(self.args.eval_episodes, self.args.num_envs), require_mask=masked)
-        return evaluate(play, envs, self.args.eval_episodes, masked)
-
-    def _evaluate(self, play: Play, look: Look | None) -> dict[str, float]:
-        scores, step = {}, self.num_iterations * self.steps
-        if self.args.eval_episodes:
-            as_trained, removed = (self._scores(play, masked) for masked in self._arms().values())
+        if self.args.eval_episodes and self.rank == 0 and not self.stopping:
+            as_trained, removed = (self._evaluate(play, masked) for masked in (not self.free_play, False))
             scores = as_trained | {f"{key}_no_mask": value for key, value in removed.items()}
-            write_scores(self.writer, self.args, scores, step)
-            print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
-        if self.args.eval_episodes or self.args.capture_video:
-            gif = self.run_dir / "agent.gif" if self.args.capture_video else None
-            make_one = partial(self.make_vec, 1, require_mask=self.require_mask)
-            write_pictures(self.writer, make_one, play, not self.free_play, look, gif, step)
+            if self.args.eval_only:
+                print(json.dumps({"as_trained": as_trained, "no_mask": removed}, indent=2))
+            else:
+                self.board.show_scores(scores, step)
+        if self.board:
+            if not self.stopping and (self.args.eval_episodes or self.args.capture_video):
+                gif = self.board.folder / "agent.gif" if self.args.capture_video else None
+                one = self.make_one(render_mode="rgb_array" if gif or self.renders else None)
+                write_pictures(self.board.writer, one, play, look, gif, step)
+            self.board.writer.close()
+        self.envs.close()
+        if self.world_size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
         return scores
+
+    def _evaluate(self, play: Play, masked: bool) -> dict[str, float]:
+        episodes = self.args.eval_episodes
+        return evaluate(play, self.make_vec(min(episodes, self.args.num_envs), require_mask=masked), episodes)
 
     def _save(self) -> None:
-        mine = {
-            "generator": self.generator.get_state(),
-            "rng": self.rng.bit_generator.state,
-            "torch": torch.get_rng_state(),
-            "envs": swap_arrays(self.envs.get_state()),
-            # equal on all ranks, whose weights are the same
-            "weights_sum": sum(p.detach().double().sum().cpu() for p in self.model.parameters()),
-        }
-        ranks = gather(mine | {name: thing.get_state() for name, thing in self.own.items()})
-        if self.rank == 0:
-            state = {name: thing.state_dict() for name, thing in self.shared.items()}
+        ranks = gather(rank_state(self))
+        if self.board:
+            state = {name: thing.state_dict() for name, thing in self.shared.items()} | {"ranks": ranks}
             script = {"script": self.script, "args": dict(vars(self.args)), "iteration": self.iteration}
-            save_checkpoint(self.run_dir / "checkpoint.pt", script | self.shapes | state | {"ranks": ranks})
+            save_checkpoint(self.board.folder / "checkpoint.pt", script | self.shapes | state)

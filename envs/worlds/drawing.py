@@ -30,3 +30,27 @@ def cross(draw: ImageDraw.ImageDraw, xy: tuple[float, float], radius: float, fil
 def pixels(image: Image.Image) -> np.ndarray:
     """The picture as an array (height, width, 3) uint8."""
     return np.asarray(image).copy()
+
+
+def action_map(actions: np.ndarray, agents: np.ndarray, nvec: np.ndarray) -> np.ndarray:
+    """A picture of what the agents of a map do: a map for each field, in cells that act the number of the choice.
+
+    Args:
+        actions: (H, W) or (H, W, K) int, a choice for each cell; those of cells without an agent do not count.
+        agents: (H, W), 1 where the cell holds an agent.
+        nvec: (K,) choices in each field, which get a colour each.
+
+    Returns:
+        (24 * H, 24 * (K * W + K - 1), 3) uint8: the maps stand side by side.
+    """
+    cell = 24
+    (height, width), fields = agents.shape, len(nvec)
+    image, draw = canvas((fields * width + fields - 1) * cell, height * cell)
+    for k, y, x in np.ndindex(fields, height, width):
+        left, top = (k * (width + 1) + x) * cell, y * cell
+        choice = actions.reshape(height, width, fields)[y, x, k]
+        color = f"hsl({360 * choice // nvec[k]}, 55%, 75%)" if agents[y, x] else PAPER
+        draw.rectangle([left, top, left + cell - 1, top + cell - 1], fill=color, outline=GRID)
+        if agents[y, x]:
+            text(draw, (left + cell / 2, top + cell / 2), str(choice), cell // 2)
+    return pixels(image)
