@@ -19,6 +19,14 @@ def columns_first(module: nn.Module) -> None:
             layer.weight.data = layer.weight.data.T.contiguous().T
 
 
+def compiled(function: Callable, fullgraph: bool = True) -> Callable:
+    """The function as machine code, for shapes as they come; `torch.autograd.grad` becomes a part of the graph."""
+    torch._dynamo.config.trace_autograd_ops = True
+    # On CPUs inductor then computes tanh as 2 / (1 + exp(-2x)) - 1, within 2e-7: 15 % off an update.
+    options = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}
+    return torch.compile(function, fullgraph=fullgraph, options=options)
+
+
 class Adam:
     """`torch.optim.Adam` (Kingma & Ba 2015, https://arxiv.org/abs/1412.6980) whose step is a function of gradients.
 

@@ -18,7 +18,7 @@ from envs.uniform import UniformVectorEnv
 from experiment.board import Board
 from experiment.checkpoint import check_shapes, load_checkpoint, rank_state, restore_rank, save_checkpoint
 from experiment.evaluation import Play, evaluate
-from experiment.fast import columns_first
+from experiment.fast import columns_first, compiled
 from experiment.flags import check_flags
 from experiment.pictures import Look, write_pictures
 from experiment.ranks import gather, mean_over_ranks
@@ -94,13 +94,8 @@ class Run:
                 thing.load_state_dict(self.checkpoint[name])
 
     def compile(self, function: Callable) -> Callable:
-        """The function, compiled if `--compile` asks for it."""
-        if not self.args.compile:
-            return function
-        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes a part of the graph
-        # On CPUs inductor then computes tanh as 2 / (1 + exp(-2x)) - 1, within 2e-7: 15 % off an update.
-        options = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}
-        return torch.compile(function, fullgraph=self.world_size == 1, options=options)  # ranks meet between two graphs
+        """The function, compiled if `--compile` asks for it; ranks meet between two graphs."""
+        return compiled(function, fullgraph=self.world_size == 1) if self.args.compile else function
 
     def begin(self) -> tuple[np.ndarray, np.ndarray]:
         """The first observations and masks: of a new run, for which a folder is made, or where a checkpoint left off.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ppo_attention_mask import Agent, Args, MultiHeadAttention, flat_parameters, make_update, ppo_loss
+from ppo_attention_mask import Agent, Args, MultiHeadAttention, ppo_loss
 
 BAD = [float("nan"), float("inf"), -float("inf"), 1e30]
 
@@ -174,24 +174,3 @@ def test_layers_compute_on_present_rows_only():
         layer.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs[0])))
     net.heads(observations(mask))
     assert rows == [mask.sum(), mask.sum(), mask.sum(), len(mask)] and mask.sum() < mask.numel()
-
-
-def take_steps(pointer, **flags):
-    """Updates on minibatches with different numbers of present entities, none and one of them included."""
-    net = agent(pointer=pointer)
-    flat, args = flat_parameters(net), Args(**flags)
-    optimizer = torch.optim.Adam([flat], lr=1e-2, eps=1e-5)
-    update = make_update(ppo_loss, net, flat, optimizer, args, world_size=1)
-    metrics = []
-    for count in (40, 56, 17, 1, 0):
-        mask = (torch.randperm(56) < count).view(8, 7)
-        action_mask = mask.clone() if pointer else torch.ones(8, 4, dtype=torch.bool)
-        action_mask[:, 0] = True
-        metrics.append(update((observations(mask), torch.zeros(8, dtype=torch.long), action_mask, *torch.randn(4, 8))))
-    return flat.detach(), torch.stack(metrics)
-
-
-@pytest.mark.parametrize("pointer", [True, False])
-def test_the_compiled_update_equals_the_eager_one_however_many_are_present(pointer):
-    for compiled, eager in zip(take_steps(pointer, compile=True), take_steps(pointer), strict=True):
-        assert_close(compiled, eager, rtol=1e-4, atol=1e-5)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from envs.base import SingleEnv
-from envs.worlds.bin_placement import Bin, BinPlacement, Orientation, fitting_bins, make_bin_placement_vec
 from envs.constraints import MaskFunction
+from envs.worlds.bin_placement import Bin, BinPlacement, Orientation, fitting_bins, make_bin_placement_vec
 
 FIELDS = {"bin": Bin, "orientation": Orientation}
 HIDDEN = ("small_bins", "large_bins", "open_bins")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.worlds.connect_four import COLUMNS, INSTALL, LINES, PLAYERS, ConnectFour
 from envs.make import make_vec
+from envs.worlds.connect_four import COLUMNS, INSTALL, LINES, PLAYERS, ConnectFour
 
 
 def has_pettingzoo():

@@ -8,12 +8,12 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from envs.base import BatchedEnv
+from envs.make import make_vec
 from envs.worlds.bin_placement import BinPlacement
 from envs.worlds.job_routing import JobRouting
 from envs.worlds.maze import Maze
 from envs.worlds.order_picking import OrderPicking
 from envs.worlds.panda_forest import Move, PandaForest
-from envs.make import make_vec
 
 NAMES = ("JobRouting", "Maze", "BinPlacement", "PandaForest", "OrderPicking")
 IDS = [f"Masked/{name}-v0" for name in NAMES]

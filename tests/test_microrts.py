@@ -15,8 +15,9 @@ import pytest
 import script
 from gymnasium.utils.env_checker import check_env
 
+from envs.make import make_vec
+from envs.masks import check_action_mask, check_grid_masks, illegal_actions
 from envs.worlds.microrts import CHOICES, STARTS, USES, load_game
-from envs.vector import check_action_mask, check_grid_masks, illegal_actions, make_vec
 
 GRID, HARVEST = "Masked/MicroRTS-v0", "Masked/MicroRTSHarvest-v0"
 

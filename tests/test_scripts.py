@@ -16,7 +16,7 @@ import torch
 from script import assert_same, checkpoint, run, run_folder, start, tensorboard
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from envs.runs import action_map
+from envs.worlds.drawing import action_map
 
 SMALL = {  # iterations of 32 steps
     "ppo_action_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0"),
@@ -155,7 +155,7 @@ def test_two_ranks_end_with_equal_weights_and_one_run_folder(script, tmp_path):
     assert done.returncode == 0, done.stderr
     saved = checkpoint(tmp_path)
     assert len(saved["ranks"]) == 2 and saved["iteration"] == 20
-    jobs = [rank["next_obs"] for rank in saved["ranks"]]
+    jobs = [rank["envs"]["last_obs"] for rank in saved["ranks"]]
     assert jobs[0].shape[0] == 2 and not torch.equal(*jobs)  # each rank has its own half of the environments
     assert torch.equal(*(rank["weights_sum"] for rank in saved["ranks"]))
     done = run(tmp_path, script, "--resume", str(run_folder(tmp_path) / "checkpoint.pt"))

@@ -9,23 +9,10 @@ from script import ROOT
 PPO, DQN, ATTENTION, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_attention_mask", "ppo_gridwise"
 SCRIPTS = (PPO, DQN, ATTENTION, GRID)
 SHARED = {
-    SCRIPTS: ("flat_parameters", "evaluate", "masks_acting", "make_update", "agreed"),
-    (PPO, DQN, ATTENTION): ("eval_actions",),
-    (PPO, DQN): ("on_host", "make_envs", "finish"),
-    (PPO, ATTENTION, GRID): ("CategoricalMasked", "layer_init", "compute_gae"),
-    (PPO, ATTENTION): ("ppo_loss",),
+    (PPO, ATTENTION, GRID): ("CategoricalMasked", "layer_init", "compute_gae", "update"),
+    (PPO, ATTENTION): ("ppo_loss", "look_back"),
 }
-DIFFERENT = {
-    "Args",
-    "Agent",
-    "main",
-    "make_act",
-    "make_envs",
-    "check_args",
-    "finish",
-    "eval_actions",
-    "ppo_loss",
-}  # the same name, another text
+DIFFERENT = {"Args", "Agent", "main", "ppo_loss", "look_back", "update"}  # the same name, another text
 
 
 def symbols(script):

@@ -8,16 +8,9 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.vector import (
-    check_action_mask,
-    check_grid_masks,
-    entities_shape,
-    flat_size,
-    flatten_observations,
-    grid_nvec,
-    make_vec,
-    parse_env_kwargs,
-)
+from envs.make import make_vec, parse_env_kwargs
+from envs.masks import check_action_mask, check_grid_masks, grid_nvec
+from envs.observations import entities_shape, flat_size, flatten_observations
 
 
 class Counter(gym.Env):
