@@ -184,10 +184,11 @@ class Agent(nn.Module):
         self.actor = self._mlp(obs_dim, hidden_dim, sum(nvec), std=0.01)  # a policy near uniform over legal actions
         self.critic = self._mlp(obs_dim, hidden_dim, 1, std=1.0)
 
-    def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, sum(nvec)) and values (B,) of obs (B, D)."""
-        return self.actor(obs), self.critic(obs).squeeze(-1)
+    def forward(self, obs: Tensor, mask: Tensor) -> tuple[CategoricalMasked, Tensor]:
+        """Distribution over actions, and values (B,), for obs (B, D) and mask (B, sum(nvec)), checked on the host."""
+        logits, values = self.actor(obs), self.critic(obs).squeeze(-1)
         # ------------------------------
+        return CategoricalMasked(logits, mask, self.nvec, validate=False), values
 
     @staticmethod
     def _mlp(obs_dim: int, hidden_dim: int, out_dim: int, std: float) -> nn.Sequential:
@@ -198,16 +199,6 @@ class Agent(nn.Module):
             nn.Tanh(),
             layer_init(nn.Linear(hidden_dim, out_dim), std=std),
         )
-
-    def policy(self, obs: Tensor, mask: Tensor) -> CategoricalMasked:
-        """Distribution over actions for obs (B, D) and mask (B, sum(nvec)), which was checked on the host."""
-        return CategoricalMasked(self.heads(obs)[0], mask, self.nvec, validate=False)
-
-    def forward(self, obs: Tensor, action: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability, entropy and value, each (B,)."""
-        logits, value = self.heads(obs)
-        policy = CategoricalMasked(logits, mask, self.nvec, validate=False)
-        return policy.log_prob(action), policy.entropy(), value
 
 
 def compute_gae(
@@ -239,8 +230,8 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
-    newlogprob, entropy, newvalue = agent(mb_obs, mb_actions, mb_masks)
-    logratio = newlogprob - mb_logprobs
+    policy, newvalue = agent(mb_obs, mb_masks)
+    logratio = policy.log_prob(mb_actions) - mb_logprobs
     ratio = logratio.exp()
     clipped = ratio.clamp(1 - args.clip_coef, 1 + args.clip_coef)
     pg_loss = -torch.min(mb_advantages * ratio, mb_advantages * clipped).mean()
@@ -251,7 +242,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
         v_loss = torch.max(v_loss, (v_clipped - mb_returns) ** 2)
     v_loss = 0.5 * v_loss.mean()
 
-    entropy_loss = entropy.mean()
+    entropy_loss = policy.entropy().mean()
     loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
     with torch.no_grad():
         approx_kl = (ratio - 1 - logratio).mean()  # http://joschu.net/blog/kl-approx.html
@@ -271,12 +262,10 @@ def update(agent: nn.Module, optimizer: Adam, mb: tuple[Tensor, ...], args: Args
 
 
 @torch.no_grad()
-def look_back(agent: nn.Module, obs: Tensor, actions: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (T * N,) of a rollout's actions, and values (T + 1, N) of obs (T + 1, N, ...)."""
-    T, N = actions.shape[:2]
-    logits, values = agent.heads(obs.flatten(0, 1))
-    policy = CategoricalMasked(logits[: T * N], masks.flatten(0, 1), agent.nvec, validate=False)
-    return policy.log_prob(actions.flatten(0, 1)), values.view(T + 1, N)
+def look_back(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and values, each (T + 1, N), of a rollout and of the state after it, all (T + 1, N, ...)."""
+    policy, values = agent(obs.flatten(0, 1), masks.flatten(0, 1))
+    return policy.log_prob(actions.flatten(0, 1)).view(obs.shape[:2]), values.view(obs.shape[:2])
 
 
 def main(args: Args) -> dict[str, float]:
@@ -289,13 +278,14 @@ def main(args: Args) -> dict[str, float]:
     agent = run.place(Agent(obs_shape[0], nvec, args.hidden_dim))
     optimizer = Adam(agent, eps=1e-5)
     run.keep(model=agent, optimizer=optimizer)  # what a checkpoint holds, beside the environments; restored here
-    act = sampler(agent, envs.nvec, run.rng)  # from agent.policy, on the host
+    act = sampler(agent, envs.nvec, run.rng)  # draws from the agent's distribution, on the host
     take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
-    host_obs = np.empty((T + 1, N, *obs_shape), np.float32)  # the last row is the state after the rollout
-    host_masks = np.empty((T, N, sum(nvec)), bool)
-    host_actions = np.empty((T, N, *envs.single_action_space.shape), np.int64)
+    # The last row is the state after it, in which nobody acts.
+    host_obs = np.empty((T + 1, N, *obs_shape), np.float32)
+    host_masks = np.empty((T + 1, N, sum(nvec)), bool)
+    host_actions = np.zeros((T + 1, N, *envs.single_action_space.shape), np.int64)
     host_rewards = np.empty((T, N), np.float32)
     host_terminations, host_truncations = np.empty((2, T, N), bool)
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
@@ -306,7 +296,7 @@ def main(args: Args) -> dict[str, float]:
         optimizer.lr.fill_(lr)
 
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
-        final_obs = []
+        final_obs, final_masks = [], []
         for t in range(T):
             host_obs[t], host_masks[t] = next_obs, next_mask
             host_actions[t] = act(next_obs, host_masks[t] | run.free_play)
@@ -314,31 +304,35 @@ def main(args: Args) -> dict[str, float]:
             next_mask = infos["action_mask"]
             if host_truncations[t].any():
                 final_obs.append(infos["final_obs"][host_truncations[t]])
-        host_obs[T] = next_obs
-        illegal = illegal_actions(host_actions.reshape(T * N, -1), host_masks.reshape(T * N, -1), envs.nvec)
+                final_masks.append(infos["final_info"]["action_mask"][host_truncations[t]])
+        host_obs[T], host_masks[T] = next_obs, next_mask
+        illegal = illegal_actions(host_actions[:T].reshape(T * N, -1), host_masks[:T].reshape(T * N, -1), envs.nvec)
         if args.mask_mode == "penalty":
             host_rewards += args.invalid_penalty * illegal.reshape(T, N)
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
         # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
-        train_masks = masks if args.mask_mode == "mask" else torch.ones_like(masks)
-        b_logprobs, values = evaluate_rollout(agent, obs, actions, train_masks)
+        masks = masks | (args.mask_mode != "mask")
+        logprobs, values = evaluate_rollout(agent, obs, masks, actions)
         next_values = values[1:].masked_fill(terminations, 0.0)
         if final_obs:  # bootstrap from the final observation, not from the next episode's first
+            final_obs, final_masks = (run.tensor(np.concatenate(x)) for x in (final_obs, final_masks))
             with torch.no_grad():
-                next_values[truncations] = agent.heads(run.tensor(np.concatenate(final_obs)))[1]
+                _, next_values[truncations] = agent(final_obs, final_masks.bool())
         dones = terminations | truncations
         advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
-        b_values, b_advantages = values[:T].flatten(), advantages.flatten()
+        b_obs, b_actions, b_masks, b_logprobs, b_values = (
+            x[:T].flatten(0, 1) for x in (obs, actions, masks, logprobs, values)
+        )
+        b_advantages = advantages.flatten()
         b_returns = b_advantages + b_values
         if args.norm_adv:  # over the whole rollout and all ranks, once
             b_advantages = b_advantages - run.mean(b_advantages.mean())
             b_advantages /= run.mean(b_advantages.square().mean()).sqrt() + 1e-8
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
-        flat = (x.flatten(0, 1) for x in (obs[:T], actions, train_masks))
-        batch = (*flat, b_logprobs, b_advantages, b_returns, b_values)
+        batch = (b_obs, b_actions, b_masks, b_logprobs, b_advantages, b_returns, b_values)
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(T * N, generator=run.generator, device=run.device)
             shuffled = [b.index_select(0, b_inds).split(minibatch_size) for b in batch]
@@ -355,12 +349,12 @@ def main(args: Args) -> dict[str, float]:
                 {f"losses/{name}": value for name, value in zip(METRICS[:-1], metrics.tolist(), strict=False)}
                 | {"losses/explained_variance": 1 - (b_returns - b_values).var() / b_returns.var()}
                 | {"charts/learning_rate": lr}
-                | {"masks/legal_fraction": host_masks.mean(), "masks/illegal_rate": illegal.mean()}
+                | {"masks/legal_fraction": host_masks[:T].mean(), "masks/illegal_rate": illegal.mean()}
             )
 
     def play(obs: np.ndarray, mask: np.ndarray, started: np.ndarray) -> np.ndarray:
         """What the agent thinks best; without memory it does not matter where episodes started."""
-        return agent.policy(run.tensor(obs), run.tensor(mask).bool()).mode.cpu().numpy()
+        return agent(run.tensor(obs), run.tensor(mask).bool())[0].mode.cpu().numpy()
 
     return run.finish(play)  # save, evaluate with the mask and without, write scores and pictures
 

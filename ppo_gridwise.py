@@ -382,20 +382,19 @@ def spare_row(table: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def look_back(agent: nn.Module, obs: Tensor, rows: Tensor, actions: Tensor, legal: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (R,) of what the agents of a rollout did, and values (T + 1, N) of obs (T + 1, N, C, H, W).
+def look_back(agent: nn.Module, obs: Tensor, rows: Tensor, legal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (R,) of all agents of a rollout, and values (T + 1, N).
 
     Args:
         agent: as `Agent`.
-        obs: (T + 1, N, C, H, W).
-        rows: (T * N, H, W), which of the R agents stands in a cell, -1 for none.
-        actions, legal: (R + 1,) or (R + 1, K), and (R + 1, A), of the agents, with a spare row.
+        obs: (T + 1, N, C, H, W), the last of them of the state after the rollout.
+        rows: (T + 1, N, H, W), which of the R agents stands in a cell, -1 for none.
+        legal, actions: (R + 1, A), and (R + 1,) or (R + 1, K): one row for each agent and a spare one.
     """
-    agents = rows >= 0
-    places = rows[agents]
-    policy, values = agent(obs[:-1].flatten(0, 1), agents, legal[places])
-    values = torch.cat([values, agent.encode(obs[-1])[2]]).view(obs.shape[:2])
-    return policy.agents.log_prob(actions[places]), values
+    agents = (rows >= 0).flatten(0, 1)
+    places = rows.flatten(0, 1)[agents]
+    policy, values = agent(obs.flatten(0, 1), agents, legal[places])
+    return policy.agents.log_prob(actions[places]), values.view(obs.shape[:2])
 
 
 def main(args: Args) -> dict[str, float]:
@@ -411,9 +410,10 @@ def main(args: Args) -> dict[str, float]:
     take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
-    host_obs = np.empty((T + 1, N, *obs_shape), envs.single_observation_space.dtype)  # the last row: after the rollout
-    host_masks = np.empty((T, N, 1 + sum(nvec), *obs_shape[1:]), bool)
-    host_actions = np.empty((T, N, *envs.single_action_space.shape), np.int64)
+    # The last row is the state after it, in which nobody acts.
+    host_obs = np.empty((T + 1, N, *obs_shape), envs.single_observation_space.dtype)
+    host_masks = np.empty((T + 1, N, 1 + sum(nvec), *obs_shape[1:]), bool)
+    host_actions = np.zeros((T + 1, N, *envs.single_action_space.shape), np.int64)
     host_rewards = np.empty((T, N), np.float32)
     host_terminations, host_truncations = np.empty((2, T, N), bool)
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
@@ -424,7 +424,7 @@ def main(args: Args) -> dict[str, float]:
         optimizer.lr.fill_(lr)
 
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
-        final_obs = []
+        final_obs, final_masks = [], []
         for t in range(T):
             host_obs[t], host_masks[t] = next_obs, next_mask
             agents, legal = split_masks(run.tensor(host_masks[t]))
@@ -435,30 +435,33 @@ def main(args: Args) -> dict[str, float]:
             next_mask = infos["action_mask"]
             if host_truncations[t].any():
                 final_obs.append(infos["final_obs"][host_truncations[t]])
-        host_obs[T] = next_obs
-        illegal = envs.illegal(*(b.reshape(T * N, *b.shape[2:]) for b in (host_actions, host_masks)))
-        num_agents = host_masks[:, :, 0].sum((2, 3))
+                final_masks.append(infos["final_info"]["action_mask"][host_truncations[t]])
+        host_obs[T], host_masks[T] = next_obs, next_mask
+        illegal = envs.illegal(*(b[:T].reshape(T * N, *b.shape[2:]) for b in (host_actions, host_masks)))
+        num_agents = host_masks[:T, :, 0].sum((2, 3))
         if args.mask_mode == "penalty":
             host_rewards += args.invalid_penalty * illegal.reshape(T, N) * num_agents
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
         # Few cells hold an agent, so what belongs to agents is kept in rows (R, ...) from here on, and no more in maps.
-        b_agents, legal = split_masks(masks.flatten(0, 1))
-        b_actions = actions.flatten(0, 1)[b_agents]
-        b_rows = torch.full(b_agents.shape, -1, device=run.device)
-        b_rows[b_agents] = torch.arange(len(b_actions), device=run.device)
+        agents, legal = split_masks(masks.flatten(0, 1))
+        rows = torch.full(agents.shape, -1, device=run.device)
+        rows[agents] = torch.arange(len(legal), device=run.device)
+        rows = rows.unflatten(0, (T + 1, N))
         # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
-        b_legal = legal | (args.mask_mode != "mask")
-        b_actions, b_legal = spare_row(b_actions), spare_row(b_legal)
-        b_logprobs, values = evaluate_rollout(agent, obs, b_rows, b_actions, b_legal)
+        b_legal = spare_row(legal | (args.mask_mode != "mask"))
+        b_actions = spare_row(actions.flatten(0, 1)[agents])
+        b_logprobs, values = evaluate_rollout(agent, obs, rows, b_legal, b_actions)
         next_values = values[1:].masked_fill(terminations, 0.0)
         if final_obs:  # bootstrap from the final observation, not from the next episode's first
+            final_obs, final_masks = (run.tensor(np.concatenate(x)) for x in (final_obs, final_masks))
             with torch.no_grad():
-                next_values[truncations] = agent.encode(run.tensor(np.concatenate(final_obs)))[2]
+                _, next_values[truncations] = agent(final_obs, *split_masks(final_masks.bool()))
         dones = terminations | truncations
         advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
-        b_values, b_advantages = values[:T].flatten(), advantages.flatten()
+        b_obs, b_rows, b_values = (x[:T].flatten(0, 1) for x in (obs, rows, values))
+        b_advantages = advantages.flatten()
         b_returns = b_advantages + b_values
         if args.norm_adv:  # over the whole rollout and all ranks, once
             b_advantages = b_advantages - run.mean(b_advantages.mean())
@@ -466,7 +469,7 @@ def main(args: Args) -> dict[str, float]:
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
         tables = (b_actions, b_legal, spare_row(b_logprobs))  # of the agents; maps know their rows
-        batch = (obs[:T].flatten(0, 1), b_rows, b_advantages, b_returns, b_values)
+        batch = (b_obs, b_rows, b_advantages, b_returns, b_values)
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(T * N, generator=run.generator, device=run.device)
             shuffled = [b.index_select(0, b_inds).split(minibatch_size) for b in batch]

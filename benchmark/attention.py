@@ -8,20 +8,19 @@ inner width, depth, loss and optimizer. Both read the first row, or with a point
 
 import json
 import statistics
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import tyro
+from seam import updater
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from ppo_attention_mask import Agent, flat_parameters, make_update, ppo_loss  # noqa: E402
-from ppo_attention_mask import Args as ScriptArgs  # noqa: E402
+import ppo_attention_mask
+from ppo_attention_mask import Agent
+from ppo_attention_mask import Args as ScriptArgs
 
 
 @dataclass
@@ -56,15 +55,15 @@ class Peer(Agent):
         return torch.where(present[:, :read, None], self.norm(x[:, :read]), 0.0), present[:, :read], None
 
 
-def updater(agent_class: type[Agent], blocks: int, pointer: bool, present: float, entities: int, compiled: bool):
+def encoder_update(
+    agent_class: type[Agent], blocks: int, pointer: bool, present: float, entities: int, compiled: bool
+) -> Callable:
     """A function that makes one update, on sets of which the share `present` is there."""
     torch.manual_seed(0)
     args = ScriptArgs(num_blocks=blocks, pointer=pointer, compile=compiled)
     choices, size = entities if pointer else 5, 256
     agent = agent_class((entities, 1 + 16), (choices,), args)
-    flat = flat_parameters(agent)
-    optimizer = torch.optim.Adam([flat], lr=1e-4, fused=True)
-    update = make_update(ppo_loss, agent, flat, optimizer, args, world_size=1)
+    update = updater(ppo_attention_mask, agent, args)
     there = torch.zeros(size, entities)
     there[:, : round(present * entities)] = 1
     obs = torch.cat([there[..., None], torch.randn(size, entities, 16) * there[..., None]], dim=-1)
@@ -81,7 +80,7 @@ def main(args: Args) -> None:
     for blocks, pointer, compiled in ((1, False, False), (1, False, True), (2, False, False), (2, True, False)):
         for present in (1.0, 0.5):
             common = (blocks, pointer, present, args.entities)
-            ours, peer = updater(Agent, *common, compiled), updater(Peer, *common, False)
+            ours, peer = encoder_update(Agent, *common, compiled), encoder_update(Peer, *common, False)
             ratios = []
             for pair in range(args.pairs + 1):  # the first round warms up
                 seconds = []

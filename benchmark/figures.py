@@ -7,7 +7,6 @@ agents are left as they are without them.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
+from seam import ROOT
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the scripts and envs
-
-import ppo_attention_mask  # noqa: E402
-import ppo_gridwise  # noqa: E402
-from envs.worlds.harvest import NEW, Harvest  # noqa: E402
-from envs.worlds.panda_forest import KINDS, PandaForest, sprite  # noqa: E402
-from ppo_action_mask import CategoricalMasked  # noqa: E402
+import ppo_attention_mask
+import ppo_gridwise
+from envs.worlds.harvest import NEW, Harvest
+from envs.worlds.panda_forest import KINDS, PandaForest, sprite
+from ppo_action_mask import CategoricalMasked
 
 PAPER = "#fbf9f4"  # the environments' background
 INK = "#7b8794"
@@ -170,7 +167,8 @@ def draw_forest_masks(seed: int = 30) -> None:
 def attention(agent: Any, obs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What the panda attends to (N, E), the mean over heads, and its share (N,) on entities that are not seen."""
     rows = np.concatenate([obs["entity_mask"][..., None], obs["entities"]], axis=-1, dtype=np.float32)
-    weights = ppo_attention_mask.attention_weights(agent, rows, torch.device("cpu"))[:, :, 0].mean(1)
+    with torch.inference_mode():
+        weights = agent.encode(torch.from_numpy(rows), need_weights=True)[2][:, :, 0].mean(1).numpy()
     return weights, (weights * (obs["entity_mask"] == 0)).sum(1)
 
 
@@ -197,7 +195,9 @@ def draw_acting_cells(path: Path, seed: int = 1, steps: int = 40) -> None:
     obs, info = env.reset(seed=seed)
     for _ in range(steps):
         masks = np.concatenate([info["agent_mask"][:, None], info["action_mask"]], axis=1)
-        actions = ppo_gridwise.eval_actions(agent, obs, masks, True, torch.device("cpu"))
+        with torch.inference_mode():
+            policy, _ = agent(torch.from_numpy(obs), *ppo_gridwise.split_masks(torch.from_numpy(masks).bool()))
+            actions = policy.sample().numpy()
         env.last[:] = NEW  # no arrows before
         before, agents, legal = env.render()[0], info["agent_mask"][0], info["action_mask"][0].sum(0)
         obs, _, _, _, info = env.step(actions)

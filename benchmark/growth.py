@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import attention
+import seam
 import torch
 import torch.nn as nn
 import tyro
@@ -90,28 +90,10 @@ class Parts:
 
 def train(steps: int, **flags: Any) -> dict[str, float]:
     """CPU seconds per step of a training with the script's own main, its functions timed from outside."""
-    parts, script = Parts(steps), ppo_action_mask
-    make_vec, make_act, make_update = script.make_vec, script.make_act, script.make_update
-
-    def timed_vec(*args: Any, **kwargs: Any) -> Any:
-        envs = make_vec(*args, **kwargs)
-        step = parts.timed("environment", envs.step)
-
-        def ticking(actions: Any) -> Any:
-            parts.tick(envs.num_envs)
-            return step(actions)
-
-        envs.step = ticking
-        return envs
-
-    timers = {
-        "make_vec": timed_vec,
-        "make_act": lambda *args: parts.timed("acting", make_act(*args)),
-        "make_update": lambda *args: parts.timed("update", make_update(*args)),
-    }
-    name = f"run_{time.time_ns()}"
-    with mock.patch.multiple(script, **timers):
-        script.main(script.Args(exp_name=name, total_timesteps=steps, eval_episodes=0, save_model=False, **flags))
+    parts, name = Parts(steps), f"run_{time.time_ns()}"
+    args = ppo_action_mask.Args(exp_name=name, total_timesteps=steps, eval_episodes=0, save_model=False, **flags)
+    with seam.timed(ppo_action_mask, parts.timed), seam.watched(parts.tick):
+        ppo_action_mask.main(args)
     return parts.per_step()
 
 
@@ -229,9 +211,7 @@ def grid_update(
     torch.manual_seed(0)
     args, maps, cells = ppo_gridwise.Args(compile=compiled), 256, (size, size)
     agent = agent_class((PLANES, *cells), nvec, args.channels)
-    flat = ppo_gridwise.flat_parameters(agent)
-    optimizer = torch.optim.Adam([flat], lr=1e-4, fused=True)
-    update = ppo_gridwise.make_update(ppo_gridwise.ppo_loss, agent, flat, optimizer, args, world_size=1)
+    update = seam.updater(ppo_gridwise, agent, args)
     obs = torch.randint(2, (maps, PLANES, *cells), dtype=torch.uint8)
     occupied = torch.rand(maps, size * size).argsort(1).argsort(1).view(maps, *cells) < agents
     legal = torch.rand(maps, sum(nvec), *cells) < 0.5
@@ -240,7 +220,7 @@ def grid_update(
     actions = torch.zeros(count, *nvec[1:2] and (len(nvec),), dtype=torch.long)
     rows = torch.full(occupied.shape, -1).masked_scatter(occupied, torch.arange(count))
     legal, old = rearrange(legal, "b a h w -> b h w a")[occupied], torch.full((count,), -1.5 * len(nvec))
-    mb = (actions, legal, old, obs, rows, *torch.randn(3, maps))
+    mb = (*map(ppo_gridwise.spare_row, (actions, legal, old)), obs, rows, *torch.randn(3, maps))
     return lambda: update(mb)
 
 
@@ -280,7 +260,7 @@ def more_environments(size: int) -> Callable[[], float]:
 
 def more_entities(pointer: bool, size: int) -> Callable[[], float]:
     """An update on 256 sets of `size` entities."""
-    update = attention.updater(ppo_attention_mask.Agent, 1, pointer, 1.0, size, False)
+    update = attention.encoder_update(ppo_attention_mask.Agent, 1, pointer, 1.0, size, False)
     return partial(cpu_seconds, update, max(1, 64 // size))
 
 

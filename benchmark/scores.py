@@ -29,14 +29,6 @@ MICRORTS = (
 # Against a rushing bot alone an agent may learn to survive and to collect rewards, and never to win: here half of the
 # seats play against a bot that does nothing, and rewards other than the win's are small. Evaluated against {bot} alone.
 FIGHT = """opponents "('passiveAI', '{bot}')" reward_weights "(10, 0.3, 0.3, 0.06, 0.3, 0.6)\""""
-EVALUATE_AGAINST = """
-import dataclasses
-evaluate = script.evaluate
-def against(agent, args, *rest):
-    pairs = dict(zip(args.env_kwargs[::2], args.env_kwargs[1::2])) | {{"opponents": "{bot}"}}
-    return evaluate(agent, dataclasses.replace(args, env_kwargs=sum(pairs.items(), ())), *rest)
-script.evaluate = against
-"""
 RUNS = {
     "ppo_action_mask": {
         "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 500000",
@@ -82,10 +74,13 @@ RUNS = {
         f"{FIGHT.format(bot='lightRushAI')} --total-timesteps 2000000",
     },
 }
-CODE = (
-    "import importlib, json, sys; script = importlib.import_module(sys.argv[1]); exec(sys.argv[2]);"
-    "print('SCORES', json.dumps(script.main(script.tyro.cli(script.Args, args=sys.argv[3:]))))"
-)
+CODE = """
+import importlib, json, sys
+if sys.argv[2]:
+    importlib.import_module(sys.argv[2]).prepare()
+script = importlib.import_module(sys.argv[1])
+print("SCORES", json.dumps(script.main(script.tyro.cli(script.Args, args=sys.argv[3:]))))
+"""
 
 
 @dataclass
@@ -104,20 +99,34 @@ class Args:
     """episodes of each evaluation"""
 
 
-def train(script: str, flags: str, prepare: str = "") -> tuple[dict[str, float], EventAccumulator]:
-    """The scores of a run in a process and folder of its own, and what it wrote for TensorBoard.
+def train(
+    script: str, flags: str, prepare: str = "", evaluation: str = ""
+) -> tuple[dict[str, float], EventAccumulator]:
+    """The scores of a run in a folder of its own, and what it wrote for TensorBoard.
 
-    `prepare` is executed first; it may change the `script`.
+    Args:
+        script: name of the script.
+        flags: for the script.
+        prepare: a module whose `prepare` is called first.
+        evaluation: flags that replace the training's in the evaluation, which then has a process of its own.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, script, prepare, *shlex.split(flags)]
-    with tempfile.TemporaryDirectory() as folder:
+
+    def main(flags: str) -> dict[str, float]:
+        command = [sys.executable, "-c", CODE, script, prepare, *shlex.split(flags)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
         if done.returncode:
             raise RuntimeError(f"{script} {flags}\n{done.stderr}")
-        events = EventAccumulator(str(next(Path(folder, "runs").iterdir())))
+        return json.loads(done.stdout.split("SCORES")[1])
+
+    with tempfile.TemporaryDirectory() as folder:
+        scores = main(f"{flags} --eval-episodes 0" if evaluation else flags)
+        run = next(Path(folder, "runs").iterdir())
+        if evaluation:
+            scores = main(f"--eval-only {run / 'checkpoint.pt'} {evaluation}")
+        events = EventAccumulator(str(run))
         events.Reload()
-    return json.loads(done.stdout.split("SCORES")[1]), events
+    return scores, events
 
 
 def commit() -> str:
@@ -142,8 +151,9 @@ def main(args: Args) -> None:
             if any(run["flags"] == flags for run in results.get(name, [])):
                 continue
             start = time.time()
-            mixed = re.search(r"\('passiveAI', '(\w+)'\)", flags)
-            scores, events = train(script, flags, EVALUATE_AGAINST.format(bot=mixed[1]) if mixed else "")
+            fight = re.search(r"""(--env-kwargs .*)"\('passiveAI', '(\w+)'\)"(.*?) --""", flags)
+            alone = f"{''.join(fight.groups())} --eval-episodes {args.eval_episodes}" if fight else ""
+            scores, events = train(script, flags, evaluation=alone)
             run = {"flags": flags, "minutes": round((time.time() - start) / 60, 2), "commit": commit()}
             results.setdefault(name, []).append(run | {"scores": scores, "curve": curve(events)})
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,53 +53,6 @@ PUBLISHED = {
     for arm in ("penalty -0.01", "penalty -0.1", "penalty -1", "none")
     for size in (10, 24)
 }
-# Its networks, by size of the map; observations normalized by what was seen so far, as all its logged runs have it
-# (--norm-obs); and actions that are sampled in evaluation, as there: in a game without chance the most probable
-# action, once refused, would be refused for ever.
-AS_PUBLISHED = """
-import numpy as np
-import torch
-from gymnasium.wrappers.utils import RunningMeanStd
-from torch import nn
-make_vec, shared = script.make_vec, []
-def normalized(*args, **kwargs):
-    envs = make_vec(*args, **kwargs)
-    shared or shared.append(RunningMeanStd(shape=envs.single_observation_space.shape))
-    stats, reset, step = shared[0], envs.reset, envs.step
-    def scale(obs):
-        return np.clip((obs - stats.mean) / np.sqrt(stats.var + 1e-8), -10, 10).astype(np.float32)
-    def seen(obs):
-        stats.update(obs)
-        return scale(obs)
-    def scaled_reset(**kwargs):
-        obs, infos = reset(**kwargs)
-        return seen(obs), infos
-    def scaled_step(actions):
-        obs, *rest, infos = step(actions)
-        if "final_obs" in infos:
-            infos["final_obs"] = scale(infos["final_obs"])
-        return seen(obs), *rest, infos
-    envs.reset, envs.step = scaled_reset, scaled_step
-    return envs
-script.make_vec = normalized
-class Map(nn.Module):
-    def forward(self, obs):  # in the layout in which convolutions are fast on CPUs
-        size = round((obs.shape[1] / 27) ** 0.5)
-        return obs.view(-1, 27, size, size).contiguous(memory_format=torch.channels_last)
-def cnn(obs_dim, hidden_dim, out_dim, std):
-    size, init = round((obs_dim / 27) ** 0.5), script.layer_init
-    convolutions = {
-        4: (init(nn.Conv2d(27, 16, 2)), nn.ReLU()),
-        10: (init(nn.Conv2d(27, 16, 3)), nn.ReLU(), init(nn.Conv2d(16, 32, 3)), nn.ReLU()),
-        24: (init(nn.Conv2d(27, 16, 3)), nn.MaxPool2d(2), nn.ReLU(),
-             init(nn.Conv2d(16, 32, 2)), nn.MaxPool2d(2), nn.ReLU()),
-    }[size]
-    width = {4: 16 * 3 * 3, 10: 32 * 6 * 6, 24: 32 * 5 * 5}[size]
-    dense = (init(nn.Linear(width, hidden_dim)), nn.ReLU(), init(nn.Linear(hidden_dim, out_dim), std))
-    return nn.Sequential(Map(), *convolutions, nn.Flatten(), *dense)
-script.Agent._mlp = staticmethod(cnn)
-script.Agent.greedy = lambda self, obs, mask: self.policy(obs, mask).sample()
-"""
 KEPT = ("optimality", "episodic_return", "success", "illegal_rate")  # of the scores, with the mask and without
 
 
@@ -146,7 +99,7 @@ STUDIES = {
         ARMS,
         (1, 2),
         solved=40.0,
-        prepare=AS_PUBLISHED,
+        prepare="benchmark.as_published",
     ),
     # As many parcels, on a shelf with more and more empty places.
     "hidden": Study(

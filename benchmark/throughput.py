@@ -38,12 +38,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from seam import ROOT, watched
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from envs import BatchedEnv, SingleEnv  # noqa: E402
-from envs.worlds.job_routing import DELAY_WEIGHT, KINDS, PRICE_WEIGHT, JobRouting  # noqa: E402
+from envs import BatchedEnv, SingleEnv
+from envs.worlds.job_routing import DELAY_WEIGHT, KINDS, PRICE_WEIGHT, JobRouting
 
 TARGET_RETURN = 36
 
@@ -246,24 +244,7 @@ class Timed(gym.Wrapper):
 def run_ours(suite: str, arm: str, steps: int) -> Clock:
     """Train with the script's own main; every environment step ticks the clock."""
     script, env_id, num_envs, num_steps, minibatch_size, _, compiled = SUITES[suite][1][arm]
-    module = importlib.import_module(script)
-    clock, make_vec = Clock(steps), module.make_vec
-
-    def clocked(*args, **kwargs):
-        made = make_vec(*args, **kwargs)
-        step = made.step
-
-        def tick(actions):
-            clock.tick(num_envs)  # over all ranks
-            result = step(actions)
-            if "episode" in result[4]:
-                clock.episodes(result[4]["episode"]["r"][result[4]["_episode"]])
-            return result
-
-        made.step = tick
-        return made
-
-    module.make_vec = clocked
+    module, clock = importlib.import_module(script), Clock(steps)
     if script == PPO:
         # MaskablePPO does not clip the value's change either. Adam's step size grows with the root of the minibatch.
         flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, clip_vloss=False)
@@ -274,7 +255,8 @@ def run_ours(suite: str, arm: str, steps: int) -> Clock:
     else:
         flags = dict(train_frequency=num_steps, batch_size=minibatch_size, learning_rate=1e-3, learning_starts=1000)
     flags |= dict(env_id=env_id, num_envs=num_envs, anneal_lr=False, compile=compiled)
-    module.main(module.Args(total_timesteps=steps, eval_episodes=0, save_model=False, **flags))
+    with watched(lambda _: clock.tick(num_envs), clock.episodes):  # over all ranks
+        module.main(module.Args(total_timesteps=steps, eval_episodes=0, save_model=False, **flags))
     return clock
 
 

@@ -136,10 +136,10 @@ class OnHost:
 def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """A function that samples actions int64 (N,) or (N, K) for obs (N, D) float32 and masks (N, sum(nvec)).
 
-    It draws from the logits of `agent.policy`, on the host: with few environments, calls cost more than arithmetic.
+    It draws from the distribution's logits on the host: with few environments, calls cost more than arithmetic.
 
     Args:
-        agent: has a method `policy` that maps obs and masks to a CategoricalMasked.
+        agent: maps obs and masks to a CategoricalMasked and values.
         nvec: (K,) choices in each field of an action.
         rng: of the draws.
     """
@@ -148,7 +148,7 @@ def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[
 
     def policy_logits(obs: Tensor) -> Tensor:
         free = torch.ones(len(obs), int(nvec.sum()), dtype=torch.bool, device=obs.device)
-        logits = agent.policy(obs, free).logits
+        logits = agent(obs, free)[0].logits
         return logits if len(nvec) == 1 else logits[:, torch.from_numpy(within).to(obs.device)]
 
     logits = OnHost(policy_logits, agent)

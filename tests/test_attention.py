@@ -157,8 +157,7 @@ def test_ratio_is_one_before_the_first_step(pointer):
     net, (_, mask) = agent(pointer=pointer), some_sets(batch=32)
     obs, action_mask = observations(mask), (mask if pointer else torch.ones(32, 4, dtype=torch.bool))
     with torch.no_grad():
-        logits, values = net.heads(obs)
-        policy = net.policy(obs, action_mask)
+        policy, values = net(obs, action_mask)
         actions = policy.sample()
         logprobs = policy.log_prob(actions)
     mb = (obs, actions, action_mask, logprobs, torch.randn(32), torch.randn(32), values)

@@ -29,9 +29,10 @@ def test_gae_matches_the_definition_with_terminations_and_truncations():
 def random_minibatch(agent, size=32):
     obs, mask = torch.randn(size, 3), torch.rand(size, len(agent.actor[-1].bias)) < 0.6
     mask[:, [0, -1]] = True  # a legal choice in either field
-    policy = agent.policy(obs, mask)
-    actions = policy.sample()
-    logprobs, values = policy.log_prob(actions).detach(), agent.heads(obs)[1].detach()
+    with torch.no_grad():
+        policy, values = agent(obs, mask)
+        actions = policy.sample()
+        logprobs = policy.log_prob(actions)
     return obs, actions, mask, logprobs, torch.randn(size), torch.randn(size), values
 
 
@@ -56,7 +57,7 @@ def test_acting_in_numpy_draws_from_the_policy(nvec, masked):
     count = 40_000
     actions = act(obs.expand(count, -1).numpy(), mask.expand(count, -1).numpy())
     assert actions.shape == ((count,) if len(nvec) == 1 else (count, len(nvec))) and actions.dtype == np.int64
-    probs = agent.policy(obs, mask).probs.detach().numpy().reshape(len(nvec), -1)
+    probs = agent(obs, mask)[0].probs.detach().numpy().reshape(len(nvec), -1)
     for p, column in zip(probs, actions.reshape(count, -1).T, strict=True):
         frequencies = np.bincount(column, minlength=len(p)) / count
         assert (abs(frequencies - p) <= 5 * np.sqrt(p * (1 - p) / count) + 1e-6).all()
@@ -88,7 +89,7 @@ def test_truncation_bootstraps_and_termination_does_not(tmp_path, monkeypatch, c
     ppo.main(ppo.Args(total_timesteps=40_000, gamma=0.8, clip_vloss=False, eval_episodes=0, learning_rate=3e-3, **envs))
     agent = ppo.Agent(2, (2,), 64)
     agent.load_state_dict(checkpoint(tmp_path)["model"])
-    assert agent.heads(torch.tensor([[0.0, 1.0]]))[1].item() == pytest.approx(worth, abs=0.25)
+    assert agent.critic(torch.tensor([[0.0, 1.0]])).item() == pytest.approx(worth, abs=0.25)
 
 
 def test_the_bootstrap_is_from_the_final_observation_not_from_the_next_episodes_first(tmp_path, monkeypatch):
@@ -99,7 +100,7 @@ def test_the_bootstrap_is_from_the_final_observation_not_from_the_next_episodes_
     agent = ppo.Agent(8, (2,), 64)
     agent.load_state_dict(checkpoint(tmp_path)["model"])
     expected = 10 * 0.8 ** (7 - torch.arange(8.0)) / (1 - 0.8**8)
-    torch.testing.assert_close(agent.heads(torch.eye(8))[1].detach(), expected, atol=0.5, rtol=0)
+    torch.testing.assert_close(agent.critic(torch.eye(8)).squeeze(1).detach(), expected, atol=0.5, rtol=0)
 
 
 def test_learns_job_routing_in_seconds(tmp_path, monkeypatch):

@@ -1,0 +1,98 @@
+"""Where benchmarks reach into the scripts: steps and parts of a training, a single update, parts replaced.
+
+Nothing else in this folder patches a script or what is behind it, so that a change there has to be followed here only.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the scripts, envs and experiment
+
+import envs.make  # noqa: E402
+from envs.uniform import UniformVectorEnv  # noqa: E402
+from experiment import Adam, Run  # noqa: E402
+from experiment.fast import columns_first, compiled  # noqa: E402
+
+
+@contextmanager
+def watched(tick: Callable[[int], None], episodes: Callable[[np.ndarray], None] | None = None) -> Iterator[None]:
+    """Watch all environments that are stepped, those of an evaluation too.
+
+    Args:
+        tick: takes the number of environments, before each step of them.
+        episodes: takes the returns of the episodes that a step has ended.
+    """
+    step = UniformVectorEnv.step
+
+    def watched_step(vector: UniformVectorEnv, actions: np.ndarray) -> tuple:
+        tick(vector.num_envs)
+        result = step(vector, actions)
+        if episodes and "episode" in result[4]:
+            episodes(result[4]["episode"]["r"][result[4]["_episode"]])
+        return result
+
+    with mock.patch.object(UniformVectorEnv, "step", watched_step):
+        yield
+
+
+@contextmanager
+def timed(script: ModuleType, timer: Callable[[str, Callable], Callable]) -> Iterator[None]:
+    """Time three parts of a training: environment, acting and update.
+
+    Args:
+        script: ppo_action_mask, or another that acts with `sampler`.
+        timer: maps a part's name and its function to the function that is called instead.
+    """
+    step, sampler, compile_function = UniformVectorEnv.step, script.sampler, Run.compile
+
+    def timed_compile(run: Run, function: Callable) -> Callable:
+        made = compile_function(run, function)
+        return timer("update", made) if function is script.update else made
+
+    with (
+        mock.patch.object(UniformVectorEnv, "step", timer("environment", step)),
+        mock.patch.object(script, "sampler", lambda *inputs: timer("acting", sampler(*inputs))),
+        mock.patch.object(Run, "compile", timed_compile),
+    ):
+        yield
+
+
+def updater(script: ModuleType, agent: nn.Module, args: Any) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    """A function that makes one update with a minibatch as the script's main does, and returns the metrics.
+
+    Args:
+        script: one of the three for PPO.
+        agent: which is trained; its parameters get their final memory layout.
+        args: the script's flags; the step size is always 1e-4.
+    """
+    columns_first(agent)
+    optimizer = Adam(agent, eps=1e-5)
+    optimizer.lr.fill_(1e-4)
+    update = compiled(script.update) if args.compile else script.update
+
+    def mean(x: Any) -> Any:
+        return x  # of one rank
+
+    return lambda mb: update(agent, optimizer, mb, args, mean)
+
+
+def replace(script: ModuleType, vector: type[UniformVectorEnv], network: Callable[..., nn.Module]) -> None:
+    """Change all further trainings of ppo_action_mask in this process; actions are then sampled in evaluation too.
+
+    Args:
+        script: ppo_action_mask.
+        vector: what it steps, in evaluation too.
+        network: makes policy and value from obs_dim, hidden_dim, out_dim and std.
+    """
+    envs.make.UniformVectorEnv = vector
+    script.Agent._mlp = staticmethod(network)
+    script.CategoricalMasked.mode = property(script.CategoricalMasked.sample)
