@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).parent.parent
 
 
-def start(folder: Path, script: str, *flags: str, ranks: int = 1) -> subprocess.Popen:
+def start(folder: Path, script: str | Path, *flags: str, ranks: int = 1) -> subprocess.Popen:
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -21,7 +21,7 @@ def start(folder: Path, script: str, *flags: str, ranks: int = 1) -> subprocess.
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
     }
     return subprocess.Popen(
-        [*launcher, str(ROOT / f"{script}.py"), *flags],
+        [*launcher, str(script if isinstance(script, Path) else ROOT / f"{script}.py"), *flags],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -30,7 +30,7 @@ def start(folder: Path, script: str, *flags: str, ranks: int = 1) -> subprocess.
     )
 
 
-def run(folder: Path, script: str, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess:
+def run(folder: Path, script: str | Path, *flags: str, ranks: int = 1) -> subprocess.CompletedProcess:
     process = start(folder, script, *flags, ranks=ranks)
     out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(flags, process.returncode, out, err)

@@ -31,12 +31,13 @@ WORLDS = {  # an environment that renders and has illegal actions, and one that 
     "ppo_attention_mask": ("Masked/PandaForest-v0", "worlds:Test/Apples-v0"),
     "ppo_gridwise": ("Masked/Harvest-v0", "worlds:Test/Lights-v0"),
 }
-SAVED = [  # every script with environments that it resumes bit for bit
+SAVED = [  # every script with environments that it resumes bit for bit, and flags
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
     *(("dqn_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze")),
     ("ppo_attention_mask", "Masked/PandaForest-v0"),
     ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     ("ppo_gridwise", "Masked/Harvest-v0"),
+    *((script, "", "--compile") for script in SMALL),
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
 LOSSES = {script: {"td_loss", "q_values"} if script == "dqn_action_mask" else PPO_LOSSES for script in SMALL}
@@ -104,12 +105,14 @@ def test_the_other_arms(script, tmp_path, mode):
         assert max(abs(event.value) for event in events.Scalars("losses/approx_kl")) < 1e-5
 
 
-@pytest.mark.parametrize("script, env_id", SAVED)
-def test_killed_and_resumed_equals_never_stopped(tmp_path, script, env_id):
+@pytest.mark.parametrize("case", SAVED, ids=" ".join)
+def test_killed_and_resumed_equals_never_stopped(tmp_path, case):
     """Everything in the checkpoint: weights, optimizer, environments, generators, and a replay buffer."""
+    script, env_id, *more = case
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir(), killed.mkdir()
-    flags = (*SMALL[script], "--env-id", env_id, "--total-timesteps", "6400", "--checkpoint-every", "1")
+    flags = (*SMALL[script], "--env-id", env_id or WORLDS[script][0], "--total-timesteps", "6400", *more)
+    flags += ("--checkpoint-every", "1")
     assert run(whole, script, *flags).returncode == 0
     process = start(killed, script, *flags)
     deadline = time.time() + 120
@@ -229,6 +232,10 @@ def test_the_action_map_shows_who_acts_and_what():
 
 @pytest.mark.parametrize("flags, words", [
     (("--num-envs", "0"), "--num-envs 0: expected at least 1"),
+    (("--learning-rate", "nan"), "--learning-rate nan: expected more than 0"),
+    (("--gamma", "1.5"), "--gamma 1.5: expected from 0 to 1"),
+    (("--invalid-penalty=-inf",), "--invalid-penalty -inf: expected finite"),
+    (("--seed", "-1"), "--seed -1: expected from 0 to"),
     (("--device", "cuda"), "--device cuda: torch sees no GPU"),
     (("--track",), "pip install wandb"),
     (("--env-id", "Masked/Nowhere-v0"), "--env-id Masked/Nowhere-v0"),
@@ -282,6 +289,9 @@ def test_bad_checkpoints_are_refused_and_left_as_they_were(script, tmp_path, tra
         main(script, "--resume", str(broken))
     with pytest.raises(ValueError, match="--env-id Taxi-v4: the checkpoint was trained with Masked/"):
         main(script, "--resume", str(trained), "--env-id", "Taxi-v4")
+    torch.save({key: value for key, value in state.items() if key != "format"}, broken)
+    with pytest.raises(ValueError, match=f"written by another version of {script}.py; use that one, or train anew"):
+        main(script, "--resume", str(broken))
     torch.save(state | {"obs_shape": [99]}, broken)
     with pytest.raises(ValueError, match=r"\[99\] observations.*another version"):
         main(script, "--resume", str(broken))
@@ -306,3 +316,26 @@ def test_track_starts_weights_and_biases(script, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     main(script, *SMALL[script], "--track", "--total-timesteps", "64", "--seed", "3")
     assert len(started) == 1 and started[0]["sync_tensorboard"] and started[0]["config"]["seed"] == 3
+
+
+def test_flags_have_help_and_range_where_a_script_changes_the_default(script, capsys):
+    with pytest.raises(SystemExit):
+        main(script, "--help")
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert "any registered id; module:Id-v0 imports the module first" in shown
+    assert "--total-timesteps INT, at least 1 environment steps over all environments and ranks (default: " in shown
+    assert "--gamma FLOAT, from 0 to 1 discount (default: 0.99)" in shown
+
+
+def test_ranks_that_do_not_log_forget_episodes_as_well(script, tmp_path):
+    """Both ranks' lists of ended episodes are empty at the end, when the last iteration was logged."""
+    code = "import importlib, sys; from experiment import Run; finish = Run.finish\n"
+    code += "Run.finish = lambda run, *play: (print('LEFT', len(run.envs.returns)), finish(run, *play))[1]\n"
+    code += (
+        "script = importlib.import_module(sys.argv[1]); script.main(script.tyro.cli(script.Args, args=sys.argv[2:]))"
+    )
+    path = tmp_path / "watched.py"
+    path.write_text(code)
+    flags = (script, *SMALL[script], "--total-timesteps", "6400")
+    done = run(tmp_path, path, *flags, ranks=2)
+    assert done.returncode == 0 and done.stdout.count("LEFT 0") == 2, done.stdout + done.stderr

@@ -152,3 +152,31 @@ class Lights(gym.Env):
 
 
 gym.register("Test/Lights-v0", Lights, disable_env_checker=True)
+
+
+class Spot(gym.Env):
+    """A picture (1, 6, 6) with a bright spot in one of four quarters, which is to be named; another one is illegal."""
+
+    observation_space, action_space = gym.spaces.Box(0, 255, (1, 6, 6), np.uint8), gym.spaces.Discrete(4)
+
+    def seen(self):
+        self.quarter = int(self.np_random.integers(4))
+        picture, mask = self.np_random.integers(0, 60, (1, 6, 6)).astype(np.uint8), np.ones(4, np.int8)
+        y, x = 3 * np.array(divmod(self.quarter, 2)) + self.np_random.integers(3, size=2)
+        picture[0, y, x] = 255
+        mask[(self.quarter + self.np_random.integers(1, 4)) % 4] = 0
+        return picture, {"action_mask": mask}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def step(self, action):
+        reward = float(action == self.quarter)
+        self.count += 1
+        obs, info = self.seen()
+        return obs, reward, self.count == 8, False, info
+
+
+gym.register("Test/Spot-v0", Spot, disable_env_checker=True)
