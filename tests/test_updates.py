@@ -43,7 +43,7 @@ def test_an_update_is_backward_and_adam_in_every_memory_layout(name, layout):
     close(case.weights(), Case(name, LAYOUTS["as made"]).reference([0]))
 
 
-@pytest.mark.parametrize("form", ["eager", "compiled"])
+@pytest.mark.parametrize("name, form", [*((name, "eager") for name in SCRIPTS), (SCRIPTS[0], "compiled")])
 def test_an_update_of_two_ranks_is_that_of_the_mean_gradient(name, form, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(ROOT / "tests/updates.py"), name, str(tmp_path / "weights.pt"), form]

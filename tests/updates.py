@@ -14,7 +14,7 @@ from experiment.fast import Adam, columns_first, compiled
 from experiment.ranks import mean_over_ranks
 
 SCRIPTS = ("ppo_action_mask", "dqn_action_mask", "ppo_attention_mask", "ppo_gridwise")
-SIZE, LR = 16, 1e-2
+SIZE, LR = 16, 1e-3
 
 
 def alone(gradients):
@@ -61,6 +61,13 @@ def grid_part(generator):
 
 
 PARTS = dict(zip(SCRIPTS, (ppo_part, dqn_part, attention_part, grid_part), strict=True))
+NETWORKS = {  # DQN: the target network as well
+    "ppo_action_mask": lambda script, args: [script.Agent(3, (2, 3), 8)],
+    "dqn_action_mask": lambda script, args: [script.QNetwork(3, 4, 8), script.QNetwork(3, 4, 8)],
+    "ppo_attention_mask": lambda script, args: [script.Agent((5, 7), (4,), args)],
+    "ppo_gridwise": lambda script, args: [script.Agent((3, 6, 5), (2, 3), 4)],
+}
+FLAGS = {"ppo_attention_mask": {"dim": 8, "heads": 2, "num_blocks": 2}}
 
 
 class Case:
@@ -68,18 +75,9 @@ class Case:
 
     def __init__(self, name, layout=columns_first):
         torch.manual_seed(0)
-        self.script, self.args = importlib.import_module(name), importlib.import_module(name).Args()
-        self.args.max_grad_norm, networks = 0.03, 1  # of gradients that are larger
-        if name == "ppo_action_mask":
-            make = lambda: self.script.Agent(3, (2, 3), 8)  # noqa: E731
-        elif name == "dqn_action_mask":
-            make, networks = (lambda: self.script.QNetwork(3, 4, 8)), 2
-        elif name == "ppo_attention_mask":
-            self.args.dim, self.args.heads, self.args.num_blocks = 8, 2, 2
-            make = lambda: self.script.Agent((5, 7), (4,), self.args)  # noqa: E731
-        else:
-            make = lambda: self.script.Agent((3, 6, 5), (2, 3), 4)  # noqa: E731
-        self.networks = [make() for _ in range(networks)]  # DQN: a target as well
+        self.script = importlib.import_module(name)
+        self.args = self.script.Args(max_grad_norm=0.03, **FLAGS.get(name, {}))  # gradients are larger
+        self.networks = NETWORKS[name](self.script, self.args)
         self.agent = self.networks[0]
         layout(self.agent)
         generator = torch.Generator().manual_seed(1)
