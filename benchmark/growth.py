@@ -172,7 +172,8 @@ class EveryCell(ppo_gridwise.Agent):
 
     def forward(self, obs: torch.Tensor, agents: torch.Tensor, legal: Any) -> tuple[AllCells, torch.Tensor]:
         """Distribution and values (B,)."""
-        policy, values = super().forward(obs, torch.ones_like(agents), None)
+        free = torch.ones(agents.numel(), sum(self.fields), dtype=torch.bool)
+        policy, values = super().forward(obs, torch.ones_like(agents), free)
         return AllCells(policy.agents.logits, agents, self.legal, self.fields), values
 
 

@@ -37,7 +37,7 @@ SAVED = [  # every script with environments that it resumes bit for bit, and fla
     ("ppo_attention_mask", "Masked/PandaForest-v0"),
     ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     ("ppo_gridwise", "Masked/Harvest-v0"),
-    *((script, "", "--compile") for script in SMALL),
+    *((script, "", "--compile") for script in ("ppo_action_mask", "ppo_gridwise")),
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
 LOSSES = {script: {"td_loss", "q_values"} if script == "dqn_action_mask" else PPO_LOSSES for script in SMALL}
