@@ -56,7 +56,11 @@ class In:
         values = np.asarray(self.values)
         if values.size and values.dtype.kind not in "iu":
             raise ValueError(f"Field {field!r}: In() takes integers of the enumeration, got dtype {values.dtype}.")
-        values = _batch(values, num_envs, f"Field {field!r}: In() takes values of shape (K,) or ({num_envs}, K)")
+        if values.ndim not in (1, 2) or (values.ndim == 2 and len(values) != num_envs):
+            raise ValueError(
+                f"Field {field!r}: In() takes values of shape (K,) or ({num_envs}, K), got {values.shape}."
+            )
+        values = values if values.ndim == 2 else np.broadcast_to(values, (num_envs, len(values)))
         order = np.argsort(members)
         index = np.searchsorted(members, values, sorter=order).clip(max=len(members) - 1)
         known = members[order[index]] == values
@@ -87,23 +91,16 @@ class Mask:
 
     def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
         """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
-        count = len(members)
-        flags, given = np.asarray(self.flags), np.shape(self.flags)
-        shapes = f"one flag for each of its {count} members, of shape ({count},) or ({num_envs}, {count})"
-        expected = f"Field {field!r}: Mask() takes {shapes}"
-        flags = _batch(flags, num_envs, expected)
-        if flags.shape[1] != count:
-            raise ValueError(f"{expected}, got {given}.")
+        count, flags = len(members), np.asarray(self.flags)
+        if flags.shape not in ((count,), (num_envs, count)):
+            raise ValueError(
+                f"Field {field!r}: Mask() takes one flag for each of its {count} members, of shape ({count},) or "
+                f"({num_envs}, {count}), got {flags.shape}."
+            )
         legal = flags.astype(bool)
-        if (legal != flags).any():
+        if flags.dtype != bool and (legal != flags).any():
             raise ValueError(f"Field {field!r}: Mask() takes flags that are True or False (1 or 0), got {self.flags}.")
-        return legal
-
-
-def _batch(array: np.ndarray, num_envs: int, expected: str) -> np.ndarray:
-    if array.ndim not in (1, 2) or (array.ndim == 2 and len(array) != num_envs):
-        raise ValueError(f"{expected}, got {array.shape}.")
-    return array if array.ndim == 2 else np.broadcast_to(array, (num_envs, array.shape[-1]))
+        return legal if legal.ndim == 2 else np.broadcast_to(legal, (num_envs, count))
 
 
 @lru_cache
@@ -245,6 +242,8 @@ class VectorMaskFunction(_FieldActions, VectorWrapper):
 
     The mask function sees the batched observation and returns batched constraints; arguments as for `MaskFunction`.
     """
+
+    masks_are_checked = True  # by `legal_actions`, so nobody has to check them again
 
     def __init__(self, env: VectorEnv, fields: Fields, mask_function: Callable[[Any], Constraints], hide=()):
         super().__init__(env)

@@ -1,5 +1,6 @@
 """`UniformVectorEnv`: what the scripts step."""
 
+import math
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -65,6 +66,7 @@ class UniformVectorEnv(VectorWrapper):
         self.presence_column = presence_column
         self.nvec = grid_nvec(env) if layout == "grid" else action_nvec(env.single_action_space)
         self.start = getattr(env.single_action_space, "start", 0)
+        self.masks_are_checked = getattr(env, "masks_are_checked", False)
         if layout in ("flat", "entities"):
             shape = (
                 (flat_size(self.raw_space),) if layout == "flat" else entities_shape(self.raw_space, presence_column)
@@ -85,7 +87,7 @@ class UniformVectorEnv(VectorWrapper):
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all environments."""
         obs, rewards, terminations, truncations, infos = self.env.step(actions + self.start)
-        if not np.isfinite(rewards).all():
+        if not math.isfinite(rewards.sum()):
             row = np.flatnonzero(~np.isfinite(rewards))[0]
             raise ValueError(f"Environment {row}: the reward is {rewards[row]}; expected a finite number.")
         self.episode_returns += rewards
@@ -155,6 +157,8 @@ class UniformVectorEnv(VectorWrapper):
                     'No action mask was given; expected info["action_mask"] (A, H, W), or --mask-mode none.'
                 )
             return check_grid_masks(given, agents, self.nvec, terminations | ~infos["_agent_mask"])
+        if self.masks_are_checked:
+            return infos["action_mask"]
         if not self.require_mask and "action_mask" not in infos:
             return np.ones((self.num_envs, self.nvec.sum()), np.int8)
         given = infos.get("_action_mask", np.zeros(self.num_envs, bool))

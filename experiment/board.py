@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
@@ -51,8 +52,8 @@ class Board:
         if returns:
             scalars |= {"charts/episodic_return": np.mean(returns), "charts/episodic_length": np.mean(lengths)}
             self.bar.set_postfix_str(f"return {np.mean(returns):.2f}", refresh=False)
-        for tag, value in scalars.items():
-            self.writer.add_scalar(tag, float(value), step)
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
+        self.writer.file_writer.add_summary(Summary(value=values), step)  # one event: add_scalar writes one for each
 
     def show_scores(self, scores: dict[str, float], step: int) -> None:
         """Print the scores of an evaluation; write them as scalars, and beside the flags as HParams."""

@@ -18,8 +18,7 @@ def mean_over_ranks(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def gather(mine: Any) -> list[Any]:
     """What each rank has, on every rank."""
-    if not dist.is_initialized():
-        return [mine]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
+    everyone = [mine] * (dist.get_world_size() if dist.is_initialized() else 1)
+    if len(everyone) > 1:
+        dist.all_gather_object(everyone, mine)
     return everyone

@@ -40,9 +40,10 @@ class Run:
         self.script, self.checkpoint, self.board = Path(file).stem, None, None
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if path := args.eval_only or args.resume:
-            flag = "eval-only" if args.eval_only else "resume"
-            self.checkpoint, args = load_checkpoint(path, args, flag, self.script)
-        self.args, self.path, self.iteration = args, path, 0
+            self.checkpoint, args = load_checkpoint(
+                path, args, "eval-only" if args.eval_only else "resume", self.script
+            )
+        self.args, self.path, self.iteration, self.global_step = args, path, 0, 0
         args.exp_name = args.exp_name or self.script
         self.steps = check_flags(args, self.world_size)  # of all environments in an iteration
         self.num_iterations = args.total_timesteps // self.steps
@@ -147,13 +148,13 @@ class Run:
             return x
         return mean_over_ranks(x) if isinstance(x, tuple) else mean_over_ranks((x,))[0]
 
-    def check_finite(self, metrics: Tensor) -> None:
+    def check_finite(self, *tensors: Tensor) -> None:
         """Stop a training that has diverged, before its weights are saved over the last good ones.
 
         Raises:
-            ValueError: NaN or inf in the metrics of the last update or in the weights; names the last good checkpoint.
+            ValueError: NaN or inf in the metrics of the last update, or in weights; names the last good checkpoint.
         """
-        if not torch.stack([x.detach().sum() for x in (metrics, *self.model.parameters())]).isfinite().all():
+        if not torch.stack([x.detach().sum() for x in tensors]).isfinite().all():
             kept = self.board.folder / "checkpoint.pt" if self.board else None
             known = "known to rank 0" if kept is None else kept if kept.exists() else "none was written"
             raise ValueError(
@@ -201,6 +202,7 @@ class Run:
         return evaluate(play, self.make_vec(min(episodes, self.args.num_envs), require_mask=masked), episodes)
 
     def _save(self) -> None:
+        self.check_finite(*self.model.parameters())
         ranks = gather(rank_state(self))
         if self.board:
             state = {name: thing.state_dict() for name, thing in self.shared.items()} | {"ranks": ranks}
