@@ -25,23 +25,23 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[str, Any], Any]:
+def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], Any]:
     """Load a checkpoint, and the flags it was trained with.
 
     Args:
         path: the file.
         args: the dataclass of the command line's flags; it has a default for each.
-        flag: the flag that named the file, for messages.
         script: the script that must have written it, without ".py".
 
     Returns:
-        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS and, where
-        `flag` is "eval-only", for given EVAL_FLAGS.
+        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS and, with
+        `eval_only`, for given EVAL_FLAGS.
 
     Raises:
         ValueError: no such file, not a whole one, one of another script or version, or a flag that contradicts the
             checkpoint's.
     """
+    flag = "eval-only" if args.eval_only else "resume"
     if not Path(path).is_file():
         raise ValueError(f"--{flag} {path}: there is no such file; expected the checkpoint.pt of a run under runs/.")
     try:
@@ -57,7 +57,7 @@ def load_checkpoint(path: str, args: Any, flag: str, script: str) -> tuple[dict[
     if checkpoint.get("format", 1) != FORMAT:
         raise ValueError(f"--{flag} {path}: written by another version of {script}.py; use that one, or train anew.")
     for name, value in vars(args).items():
-        if name in RUNTIME_FLAGS or (flag == "eval-only" and name in EVAL_FLAGS and value):
+        if name in RUNTIME_FLAGS or (args.eval_only and name in EVAL_FLAGS and value):
             saved[name] = value
         elif value not in (getattr(type(args)(), name), saved[name]):
             given = f"--{name.replace('_', '-')} {value}: the checkpoint was trained with {saved[name]}."

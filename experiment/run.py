@@ -40,9 +40,7 @@ class Run:
         self.script, self.checkpoint, self.board = Path(file).stem, None, None
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if path := args.eval_only or args.resume:
-            self.checkpoint, args = load_checkpoint(
-                path, args, "eval-only" if args.eval_only else "resume", self.script
-            )
+            self.checkpoint, args = load_checkpoint(path, args, self.script)
         self.args, self.path, self.iteration, self.global_step = args, path, 0, 0
         args.exp_name = args.exp_name or self.script
         self.steps = check_flags(args, self.world_size)  # of all environments in an iteration
