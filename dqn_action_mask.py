@@ -270,6 +270,8 @@ def main(args: Args) -> dict[str, float]:
         "next_masks": ((nvec[0],), torch.bool),
     }
     replay = ReplayBuffer(args.buffer_size // run.world_size // (T * N) * (T * N), fields, run.device)
+    if run.rank == 0 and not args.eval_only:
+        print(f"Replay buffer: {replay.capacity:,} transitions, {replay.nbytes / 2**20:,.1f} MiB on {run.device}")
     run.keep(model=q_network, target=target_network, optimizer=optimizer, replay=replay)  # restored here
     act_values, take_step = OnHost(q_network, q_network), run.compile(update)
 
