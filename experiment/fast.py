@@ -124,8 +124,8 @@ class OnHost:
             return self.function(torch.from_numpy(obs).to(self.device)).cpu().numpy()
 
     def _agrees(self, network: Callable, obs: np.ndarray) -> bool:
-        noise = np.random.default_rng(0).standard_normal(obs.shape, np.float32)
-        obs = np.concatenate([obs, noise, 100 * noise])
+        noise = np.random.default_rng(0).standard_normal((8, obs.shape[1]), np.float32)
+        obs = np.concatenate([obs[:8], noise, 100 * noise])  # a few: with many rows it would cost more than it saves
         expected = self._in_torch(obs)
         try:
             return np.abs(network(obs) - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())

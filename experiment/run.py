@@ -64,7 +64,8 @@ class Run:
         self.make_one = partial(self.make_vec, 1, require_mask=not self.free_play)
         if self.args.capture_video:
             self.make_one(render_mode="rgb_array").close()
-        self.envs = self.make_vec(num_envs, require_mask=self.args.mask_mode != "none")
+        # One is enough to tell shapes, where none of them is stepped.
+        self.envs = self.make_vec(1 if self.args.eval_only else num_envs, require_mask=self.args.mask_mode != "none")
         self.renders = "rgb_array" in self.envs.metadata.get("render_modes", ())
         return self.envs
 
