@@ -482,11 +482,12 @@ def main(args: Args) -> dict[str, float]:
 
         # LOG
         if run.log_due:  # return, length and speed are added
+            played = legal[: int(num_agents.sum())]  # without the state after the rollout
             run.log(
                 {f"losses/{name}": value for name, value in zip(METRICS[:-1], metrics.tolist(), strict=False)}
                 | {"losses/explained_variance": 1 - (b_returns - b_values).var() / b_returns.var()}
                 | {"charts/learning_rate": lr, "charts/agents": num_agents.mean()}
-                | {"masks/legal_fraction": legal.sum() / max(legal.numel(), 1), "masks/illegal_rate": illegal.mean()}
+                | {"masks/legal_fraction": played.sum() / max(played.numel(), 1), "masks/illegal_rate": illegal.mean()}
             )
 
     def play(obs: np.ndarray, mask: np.ndarray, started: np.ndarray) -> np.ndarray:
