@@ -310,8 +310,8 @@ def train(training: Training, args: Args, updates: int) -> tuple[Training, Repor
     return jax.lax.scan(lambda carry, _: update(carry, args), training, None, updates)
 
 
-def main(args: Args) -> None:
-    """Train chunk by chunk, print each of them, and the figures."""
+def main(args: Args) -> dict[str, float | None]:
+    """Train chunk by chunk, print each of them, and return the figures."""
     rollout = args.num_steps * args.num_envs
     updates = args.total_timesteps // (CHUNKS * rollout)
     if rollout % args.minibatch_size or not updates:
@@ -338,9 +338,8 @@ def main(args: Args) -> None:
             f"{metrics[-1, 3]:.4f}; {speeds[-1]:,.0f} steps per CPU second, {cpu_seconds / wall_seconds:.2f} cores"
         )
     speed = len(speeds[CHUNKS // 4 :]) / sum(1 / s for s in speeds[CHUNKS // 4 :])
-    figures = {"steps_per_second": speed, "seconds_to_score": seconds_to_score, "final_return": final_return}
-    print("FIGURES", json.dumps(figures))
+    return {"steps_per_second": speed, "seconds_to_score": seconds_to_score, "final_return": final_return}
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    print("FIGURES", json.dumps(main(tyro.cli(Args))))

@@ -6,6 +6,8 @@
     python benchmark/throughput.py --suite fields --out docs/results/throughput_fields.json
     git clone --branch v0.6.0 https://github.com/Farama-Foundation/MicroRTS-Py
     python benchmark/throughput.py --suite microrts --out docs/results/throughput_microrts.json
+    python benchmark/throughput.py --suite jax-64 --out docs/results/throughput_jax-64.json
+    python benchmark/throughput.py --suite jax-256 --out docs/results/throughput_jax-256.json
 
 Every arm of a suite trains on the same environment, JobRouting with 16 machines, 339 binary fields or MicroRTS, with
 the same network (but for MicroRTS, where each script has its own), batch size, updates per sample and learning rate, in
@@ -15,6 +17,9 @@ ratio. The first quarter of each run is left out of the speed: imports, and comp
 score count from the first step, compiling included: until the last 64 episodes of training return 36, which is 86 % of
 the optimum in JobRouting. The final return is that of the last 64 episodes as well. Resumable: rounds that the file
 already holds are not repeated.
+
+The suites beside JAX count CPU seconds, each arm pinned to one core: jax_ppo.py is a training compiled whole, with the
+environment in it, and its figures are of the time after compiling.
 """
 
 import collections
@@ -29,9 +34,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -130,10 +136,14 @@ gym.register("Bench/JobRouting-v0", PythonJobRouting, disable_env_checker=True)
 gym.register("Bench/SingleBits-v0", SingleBits, disable_env_checker=True)
 gym.register("Bench/Bits-v0", SingleBits, vector_entry_point=Bits)
 
+JAX = {"jax-64": 64, "jax-256": 256}  # suites, and their environments
 PPO, DQN, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_gridwise"
 PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
 # default steps of a round, and how many times more our PPO takes
-STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8), "microrts": (24_576, 2)}
+STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8), "microrts": (24_576, 2)} | {
+    "jax-64": (1_000_000, 1),
+    "jax-256": (1_000_000, 1),
+}
 SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, minibatch, ranks, compiled
     "ppo": (
         ["MaskablePPO"],
@@ -176,6 +186,14 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
             "ours, 2 ranks": (GRID, "Masked/MicroRTS-v0", 24, 256, 1536, 2, False),
         },
     ),
+    "jax-64": (
+        ["JAX, compiled whole"],
+        {"ours": (PPO, BATCHED, 64, 16, 256, 1, False), "ours, compiled": (PPO, BATCHED, 64, 16, 256, 1, True)},
+    ),
+    "jax-256": (
+        ["JAX, compiled whole"],
+        {"ours": (PPO, BATCHED, 256, 16, 256, 1, False), "ours, compiled": (PPO, BATCHED, 256, 16, 256, 1, True)},
+    ),
 }
 
 
@@ -183,7 +201,7 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
 class Args:
     """Alternate all arms and write the ratios."""
 
-    suite: Literal["ppo", "dqn", "fields", "microrts"] = "ppo"
+    suite: Literal["ppo", "dqn", "fields", "microrts", "jax-64", "jax-256"] = "ppo"
     """which script and peers"""
     pairs: int = 5
     """rounds, each of which runs every arm once"""
@@ -198,17 +216,22 @@ class Args:
 
 
 class Clock:
-    """Steps per second between the first quarter of the steps and the last one, and seconds to the target return."""
+    """Steps per second between the first quarter of the steps and the last one, and seconds to the target return.
 
-    def __init__(self, total_steps: int):
-        self.total_steps, self.steps, self.marks = total_steps, 0, []
+    Args:
+        total_steps: of the training.
+        seconds: the clock that the speed is of; the seconds to the return are always of wall time.
+    """
+
+    def __init__(self, total_steps: int, seconds: Callable[[], float] = time.perf_counter):
+        self.total_steps, self.seconds, self.steps, self.marks = total_steps, seconds, 0, []
         self.start, self.returns, self.seconds_to_score = None, collections.deque(maxlen=64), None
 
     def tick(self, steps: int) -> None:
         self.start = self.start or time.perf_counter()
         self.steps += steps
         if self.steps >= self.total_steps // 4:
-            self.marks.append((time.perf_counter(), self.steps))
+            self.marks.append((self.seconds(), self.steps))
 
     def episodes(self, returns: Iterable[float]) -> None:
         self.returns.extend(returns)
@@ -244,7 +267,8 @@ class Timed(gym.Wrapper):
 def run_ours(suite: str, arm: str, steps: int) -> Clock:
     """Train with the script's own main; every environment step ticks the clock."""
     script, env_id, num_envs, num_steps, minibatch_size, _, compiled = SUITES[suite][1][arm]
-    module, clock = importlib.import_module(script), Clock(steps)
+    clock = Clock(steps, time.process_time if suite in JAX else time.perf_counter)
+    module = importlib.import_module(script)
     if script == PPO:
         # MaskablePPO does not clip the value's change either. Adam's step size grows with the root of the minibatch.
         flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, clip_vloss=False)
@@ -377,7 +401,16 @@ def run_ppo_gridnet(args: Args, steps: int) -> Clock:
     return clock
 
 
+def run_jax(args: Args, steps: int) -> Any:
+    """The same PPO on the same world as one compiled program, whose clock is its own."""
+    import jax_ppo
+
+    figures = jax_ppo.main(jax_ppo.Args(num_envs=JAX[args.suite], total_timesteps=steps))
+    return SimpleNamespace(figures=lambda: figures)
+
+
 PEERS = {
+    "JAX, compiled whole": run_jax,
     "MaskablePPO": run_maskable_ppo,
     "Stable-Baselines3 DQN (no mask)": run_sb3_dqn,
     "Tianshou DQN (masked)": run_tianshou_dqn,
@@ -415,6 +448,8 @@ def main(args: Args) -> None:
     steps = args.steps or steps
     if args.arm:
         torch.set_num_threads(2 if "2 threads" in args.arm else 1)
+        if args.suite in JAX:
+            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         clock = PEERS[args.arm](args, steps) if args.arm in PEERS else run_ours(args.suite, args.arm, steps)
         if os.environ.get("RANK", "0") == "0":
             print("FIGURES", json.dumps(clock.figures()))
@@ -431,9 +466,8 @@ def main(args: Args) -> None:
     rates: dict[str, list[float]] = results.get("steps_per_second", {})
     seconds: dict[str, list[float | None]] = results.get("seconds_to_score", {})
     returns: dict[str, list[float | None]] = results.get("final_return", {})
-    packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}.get(
-        args.suite, ("stable-baselines3", "sb3-contrib")
-    )
+    packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}
+    packages |= dict.fromkeys(JAX, ("jax", "optax"))
     for pair in range(results["pairs"], args.pairs):
         for arm in (*peers, *ours):
             arm_steps, ranks = (more * steps, ours[arm][5]) if arm in ours else (steps, 1)
@@ -450,7 +484,8 @@ def main(args: Args) -> None:
             ratios = [a / b for a, b in zip(rates[arm], rates[peers[0]], strict=True)]
             table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
         commits = results.get("commit", "").split(", ")
-        results = setup(pair + 1, *packages) | {"steps": steps, "ratios": table}
+        versions = packages.get(args.suite, ("stable-baselines3", "sb3-contrib"))
+        results = setup(pair + 1, *versions) | {"steps": steps, "ratios": table}
         results["commit"] = ", ".join(filter(None, dict.fromkeys([*commits, results["commit"]])))
         results |= {"steps_per_second": rates, "seconds_to_score": seconds, "final_return": returns}
         if args.out:
