@@ -306,6 +306,8 @@ def fill(readme: str) -> str:
         "speed dqn": speed("dqn"),
         "speed fields": speed_only("fields"),
         "speed microrts": speed_only("microrts"),
+        "speed jax-64": speed_only("jax-64"),
+        "speed jax-256": speed_only("jax-256"),
         "speed breakdown": breakdown(),
         "speed grid": grid_speed(),
         "speed growth": growth(),

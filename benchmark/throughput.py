@@ -69,23 +69,29 @@ class PythonJobRouting(gym.Env):
         self.up, self.down = order[: self.num_up], order[self.num_up :]
         self.mask = np.zeros(self.num_machines, np.int8)
         self.mask[self.up] = 1
-        return self.new_job(), {"action_mask": self.mask.copy()}
+        self.new_job()
+        return self.seen(), {"action_mask": self.mask.copy()}
 
     def new_job(self):
         kind, self.size, self.urgency = self.np_random.random(3).tolist()
         self.kind = int(len(KINDS) * kind)
+
+    def seen(self):
         obs = np.zeros(len(KINDS) + 3, np.float32)
         obs[self.kind], obs[-3], obs[-2], obs[-1] = 1, self.size, self.urgency, 1 - self.elapsed / self.num_jobs
         return obs
 
     def step(self, action):
         delay = self.urgency * self.size / self.speed[self.kind][action]
-        reward = 1 / (1 + DELAY_WEIGHT * delay + PRICE_WEIGHT * self.price[action]) if self.mask[action] else 0.0
+        reward = 0.0
+        if self.mask[action]:  # a machine that is down refuses the job, which stays
+            reward = 1 / (1 + DELAY_WEIGHT * delay + PRICE_WEIGHT * self.price[action])
+            self.new_job()
         a, b = (self.np_random.random(2) * (len(self.up), len(self.down))).astype(int).tolist()
         self.up[a], self.down[b] = self.down[b], self.up[a]
         self.mask[self.up[a]], self.mask[self.down[b]] = 1, 0
         self.elapsed += 1
-        return self.new_job(), reward, self.elapsed >= self.num_jobs, False, {"action_mask": self.mask.copy()}
+        return self.seen(), reward, self.elapsed >= self.num_jobs, False, {"action_mask": self.mask.copy()}
 
     def action_masks(self):
         return self.mask.astype(bool)
@@ -141,8 +147,8 @@ PPO, DQN, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_gridwise"
 PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
 # default steps of a round, and how many times more our PPO takes
 STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8), "microrts": (24_576, 2)} | {
-    "jax-64": (1_000_000, 1),
-    "jax-256": (1_000_000, 1),
+    "jax-64": (600_000, 1),
+    "jax-256": (600_000, 1),
 }
 SUITES = {  # peers, and our arms: script, environment, environments, steps between updates, minibatch, ranks, compiled
     "ppo": (
