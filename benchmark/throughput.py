@@ -445,7 +445,8 @@ def setup(pairs: int, *peers: str) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", *peers)} | {
         "python": platform.python_version()
     }
-    return {"commit": commit, "versions": versions, "cores": os.cpu_count(), "flags": sys.argv[1:], "pairs": pairs}
+    flags = [flag.replace(f"{ROOT.resolve()}/", "") for flag in sys.argv[1:]]  # no folders of this machine
+    return {"commit": commit, "versions": versions, "cores": os.cpu_count(), "flags": flags, "pairs": pairs}
 
 
 def main(args: Args) -> None:
