@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
-from envs.masks import illegal_actions
+from envs.masks import check_action_mask, illegal_actions
 from envs.observations import flat_dtype
 from experiment import Adam, Flags, OnHost, Run
 from experiment.flags import Count, Natural, Positive, PositiveShare, Share, check_shares
@@ -305,7 +305,10 @@ def main(args: Args) -> dict[str, float]:
             if "final_obs" in infos:  # the transition leads to the final state, not to the next episode's first
                 ended = infos["_final_obs"]
                 host["next_obs"][t, ended] = infos["final_obs"][ended]
-                host["next_masks"][t, ended] = infos["final_info"]["action_mask"][ended]
+                final_masks = infos["final_info"]["action_mask"]
+                if args.mask_mode == "mask":  # a truncated state needs a legal action, which the target is about
+                    check_action_mask(final_masks, nvec, ended=host["terminations"][t] | ~ended)
+                host["next_masks"][t, ended] = final_masks[ended]
         illegal = illegal_actions(host["actions"].ravel(), host_masks.reshape(T * N, -1), nvec)
         if args.mask_mode == "penalty":
             host["rewards"] += args.invalid_penalty * illegal.reshape(T, N)

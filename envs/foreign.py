@@ -1,67 +1,294 @@
-"""Environments that others wrote: their conventions for masks become one."""
+"""Environments that others wrote are guests: checked, copied, never written to, and their conventions become one."""
 
+import multiprocessing
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, VectorWrapper
+from gymnasium.vector.async_vector_env import AsyncState
 
-from envs.masks import action_nvec, check_action_mask
+from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec
+
+KNOWN = ("optimal_return", "optimal_length", "success")  # what an environment may know about an episode that ended
+METHODS = ("action_masks", "get_available_actions")  # which give a mask, or the actions that are legal
+STEP = "obs, reward, terminated, truncated and info"
 
 
-class MaskToInfo(gym.Wrapper):
-    """Turn the three mask conventions of foreign environments into one: `info["action_mask"]`, int8, checked.
+class Guest(gym.Wrapper):
+    """One environment that somebody else wrote, as Gymnasium's vector environments and the scripts need it.
 
-    In this order: an `action_mask` in the info (Gymnasium), a method `action_masks()` (sb3-contrib), a method
-    `get_available_actions()` that lists the indices of the legal actions (highway-env), a key "action_mask" of a Dict
-    observation (PettingZoo, RLlib, OpenSpiel), which then leaves the observation. An environment without a mask passes
-    as it is.
+    * Four conventions for masks become `info["action_mask"]`, int8, in this order: an `action_mask` in the info
+      (Gymnasium), `action_masks()` or a property of that name (sb3-contrib), `get_available_actions()`, which lists
+      legal actions (highway-env), a key "action_mask" of a Dict observation (PettingZoo, RLlib, OpenSpiel), which then
+      leaves the observation. A mask is one array or, for several fields, a tuple of one for each. On a grid masks are
+      `info["action_mask"]` (A, H, W) and `info["agent_mask"]` (H, W).
+    * It is asked for a mask where somebody acts next: not in a terminal state, and in a truncated one it may have none.
+    * Its info is read and never written to; the new one holds masks, and `KNOWN` where an episode ended.
+    * Observations are copies in the form that their space declares, since many return one array, changed in place.
 
     Args:
         env: the environment.
         index: its index among the vector environment's, for messages.
+        require_mask: raise if a mask is broken; otherwise it is as if there were none.
+        layout: of the observations, as for `UniformVectorEnv`.
+
+    Raises:
+        ValueError: actions are renumbered between us and the mask; at run time whatever it raises, and observations,
+            rewards and masks that are not what the spaces say.
     """
 
-    def __init__(self, env: gym.Env, index: int = 0):
+    def __init__(self, env: gym.Env, index: int = 0, require_mask: bool = True, layout: str = "flat"):
         super().__init__(env)
-        self.index, self.nvec = index, action_nvec(env.action_space)
-        self.mask_shape = (self.nvec.sum(),)
+        self.index, self.require_mask, self.grid, self.told = index, require_mask, layout == "grid", set()
         space = env.observation_space
+        self.nvec = grid_nvec(space, env.action_space) if self.grid else action_nvec(env.action_space)
         self.in_observation = isinstance(space, spaces.Dict) and "action_mask" in space.spaces
         if self.in_observation:
             self.observation_space = spaces.Dict({k: v for k, v in space.spaces.items() if k != "action_mask"})
-        self.action_masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
-        if env.has_wrapper_attr("get_available_actions"):
-            self.action_masks = self.action_masks or self._available
+        chain = [env]  # from the outermost wrapper to the environment
+        while chain[-1] is not env.unwrapped:
+            chain.append(chain[-1].env)
+        givers = [(e, name) for name in METHODS for e in chain if name in vars(e) or hasattr(type(e), name)]
+        self.giver, self.method = givers[0] if givers else (None, None)
+        if require_mask:
+            self._refuse_renumbering(chain)
+        if index == 0 and any(hasattr(e, name) for e in chain for name in ("obs_rms", "return_rms")):
+            gym.logger.warn(
+                f"{env} learns statistics of its own, which no checkpoint holds and every evaluation begins anew. Take "
+                f"its wrapper away, and use --norm-obs or --norm-reward."
+            )
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset, with the mask in the info."""
-        obs, info = self.env.reset(**kwargs)
-        return self._convert(obs, info, ended=False)
+        try:
+            obs, info = self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise self._blame("reset()", error, "obs and info") from error
+        return admit(self.observation_space, obs, self.index), self._masks(obs, info or {}, acts=True)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step, with the mask in the info."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, info = self._convert(obs, info, ended=terminated)
-        return obs, reward, terminated, truncated, info
+        try:
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            reward = float(np.asarray(reward, float).item())  # some give it as an array of one
+        except Exception as error:
+            raise self._blame(f"step({action})", error, STEP) from error
+        given = {} if terminated else self._masks(obs, info or {}, acts=not truncated)
+        if terminated or truncated:
+            given |= self._known(info or {})
+        return admit(self.observation_space, obs, self.index), reward, bool(terminated), bool(truncated), given
 
-    def _available(self) -> np.ndarray:
-        mask = np.zeros(self.mask_shape, np.int8)
-        mask[list(self.env.get_wrapper_attr("get_available_actions")())] = 1
+    def _blame(self, call: str, error: Exception, expected: str) -> ValueError:
+        return ValueError(
+            f"Environment {self.index}: {call} of {type(self.env.unwrapped).__name__} raised {type(error).__name__}: "
+            f"{error}. Expected {expected}, as Gymnasium's environments return them."
+        )
+
+    def _refuse_renumbering(self, chain: list[gym.Env]) -> None:
+        """An ActionWrapper between us and whoever gives the mask: a mask of other actions than those we play."""
+        if self.giver is None:  # by info or observation, of the outermost environment that is no standard wrapper
+            written = [e for e in chain if not type(e).__module__.startswith("gymnasium.wrappers")]
+            giver = next(e for e in written if not isinstance(e, gym.ActionWrapper) or "step" in vars(type(e)))
+        else:
+            giver = self.giver
+        between = [e for e in chain[: chain.index(giver)] if isinstance(e, gym.ActionWrapper)]
+        if between:
+            raise ValueError(
+                f"{type(between[0]).__name__} changes actions between the script and {type(giver).__name__}, whose "
+                f"mask is of other actions then: wrap it so that the mask follows, with a wrapper that has "
+                f"action_masks()."
+            )
+
+    def _masks(self, obs: Any, info: Mapping[str, Any], acts: bool) -> dict[str, np.ndarray]:
+        """The masks of a state, none if there are none; `acts`: somebody acts in it."""
+        try:
+            mask = self._ask(obs, info)
+        except Exception as error:
+            if acts and self.require_mask:
+                raise self._blame(f"{self.method}", error, "the mask of legal actions") from error
+            return {}
+        agents = info.get("agent_mask") if self.grid else None
+        try:
+            if agents is not None:
+                return self._grid_masks(mask, agents, acts)
+            return {} if mask is None else {"action_mask": self._one_form(mask, acts)}
+        except ValueError:
+            if self.require_mask:
+                raise
+            return {}
+
+    def _ask(self, obs: Any, info: Mapping[str, Any]) -> Any:
+        mask = info.get("action_mask")
+        if mask is None and self.giver is not None:
+            given = getattr(self.giver, self.method)
+            try:
+                given = given() if callable(given) else given
+            except NotImplementedError:  # a base class's: this environment gives no mask
+                return None
+            mask = given if self.method == "action_masks" else self._listed(given)
+        return obs["action_mask"] if mask is None and self.in_observation else mask
+
+    def _listed(self, actions: Any) -> np.ndarray:
+        indices = np.asarray(list(actions), np.int64) - getattr(self.env.action_space, "start", 0)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.nvec.sum()):
+            raise ValueError(f"it lists {list(actions)}, which are not all in {self.env.action_space}")
+        return np.bincount(indices, minlength=self.nvec.sum()) > 0
+
+    def _one_form(self, mask: Any, acts: bool) -> np.ndarray:
+        if isinstance(mask, tuple | list) and len(mask) == len(self.nvec) > 1 and np.ndim(mask[0]):
+            mask = np.concatenate([np.ravel(field) for field in mask])
+        mask = np.array(mask)  # a copy
+        # Values of int8 are checked in a batch; Gymnasium copies all masks into one array of the first one's type.
+        if mask.dtype != np.int8 or mask.shape != (self.nvec.sum(),):
+            mask = check_action_mask(mask[None], self.nvec, self.index, ended=not acts)[0]
         return mask
 
-    def _convert(self, obs: Any, info: dict[str, Any], ended: bool) -> tuple[Any, dict[str, Any]]:
-        mask = info.get("action_mask")
-        if mask is None and self.action_masks:
-            mask = self.action_masks()
-        if self.in_observation:
-            mask = obs["action_mask"] if mask is None else mask
-            obs = {key: value for key, value in obs.items() if key != "action_mask"}
-        if mask is None or "agent_mask" in info:  # a grid's masks are checked together, in a batch
-            return obs, info
-        mask = np.asarray(mask)
-        # Gymnasium copies the masks into one array of the first one's dtype: what could change there is checked before.
-        if mask.dtype != np.int8 or mask.shape != self.mask_shape:
-            mask = check_action_mask(mask[None], self.nvec, self.index, ended)[0]
-        info["action_mask"] = mask
-        return obs, info
+    def _grid_masks(self, mask: Any, agents: Any, acts: bool) -> dict[str, np.ndarray]:
+        agents = np.asarray(agents)
+        free = np.ones((self.nvec.sum(), *agents.shape), np.int8)
+        mask = free if mask is None and not self.require_mask else mask
+        if mask is None:
+            return {"agent_mask": agents}
+        both = check_grid_masks(np.asarray(mask)[None], agents[None], self.nvec, self.index, ended=not acts)[0]
+        return {"agent_mask": both[0], "action_mask": both[1:]}
+
+    def _known(self, info: Mapping[str, Any]) -> dict[str, float]:
+        """What it knows about the episode that ended, as numbers; what is no number is reported once."""
+        known = {}
+        for name in set(KNOWN) & set(info):
+            if isinstance(info[name], bool | int | float | np.number | np.bool_) and np.isfinite(info[name]):
+                known[name] = float(info[name])
+            elif name not in self.told:
+                self.told.add(name)
+                gym.logger.warn(f"Environment {self.index}: info[{name!r}] is {info[name]!r}, no number; left out.")
+        return known
+
+
+class Seedless(gym.Wrapper):
+    """An environment whose `reset` takes neither seed nor options, as before Gymnasium."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset, whatever the seed."""
+        return self.env.reset()
+
+
+class AsyncGuests(AsyncVectorEnv):
+    """One process for each guest; who dies or does not answer within `patience` seconds is named (ValueError)."""
+
+    patience = 300.0
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments."""
+        return self._answer(lambda: self.reset_async(seed, options), self.reset_wait)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all environments."""
+        return self._answer(lambda: self.step_async(actions), self.step_wait)
+
+    def _answer(self, ask: Callable, wait: Callable) -> Any:
+        try:
+            ask()
+            return wait(self.patience)
+        except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
+            late = [i for i, pipe in enumerate(self.parent_pipes) if not _has_answer(pipe)]
+            for process in self.processes:
+                process.join(0.1)
+            dead = [i for i, process in enumerate(self.processes) if process.exitcode is not None]
+            what = f"did not answer within {self.patience:g} s: it hangs in reset() or step()"
+            if dead:
+                code = self.processes[dead[0]].exitcode
+                what = f"its process ended with exit code {code}" + (" (killed by a signal)" if code < 0 else "")
+            for process in self.processes:
+                process.kill()
+            self._state = AsyncState.DEFAULT
+            self.close(terminate=True)
+            raise ValueError(f"Environment {(dead or late)[0]}: {what}. Try it without --async-envs.") from error
+
+
+def _has_answer(pipe: Connection) -> bool:
+    try:
+        return pipe.poll(0)
+    except (EOFError, OSError):
+        return False
+
+
+class GuestBatch(VectorWrapper):
+    """A vector environment that somebody else wrote: what it returns is copied, and checked for what scripts read."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments."""
+        try:
+            obs, infos = self.env.reset(**kwargs)
+        except Exception as error:
+            raise self._blame("reset()", error, "obs and infos") from error
+        return deepcopy(obs), self._read(infos)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all environments."""
+        try:
+            obs, *results, infos = self.env.step(actions)
+            rewards, terminations, truncations = (np.array(x).reshape(self.num_envs) for x in results)
+        except Exception as error:
+            raise self._blame("step()", error, STEP) from error
+        given = self._read(infos)
+        if (terminations | truncations).any():
+            if not {"final_obs", "final_info"} <= set(infos):
+                raise ValueError(
+                    f"An episode ended, and the infos of {self.env} hold {sorted(infos)}: expected final_obs and "
+                    f"final_info, the last observation and info of it, as Gymnasium's SAME_STEP mode gives them."
+                )
+            known = {key: infos["final_info"][key] for key in KNOWN if key in infos["final_info"]}
+            given |= {"final_obs": deepcopy(infos["final_obs"]), "final_info": known | self._read(infos["final_info"])}
+        return deepcopy(obs), rewards, terminations.astype(bool), truncations.astype(bool), given
+
+    def _read(self, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        masks = {name: np.array(infos[name]) for name in ("action_mask", "agent_mask") if name in infos}
+        for name in list(masks):
+            if f"_{name}" not in infos:
+                raise ValueError(
+                    f"The infos of {self.env} hold {name} without _{name}: expected (N,) bool, True in the rows that "
+                    f"are filled, as in Gymnasium's vector environments."
+                )
+            masks[f"_{name}"] = np.array(infos[f"_{name}"])
+        return masks
+
+    def _blame(self, call: str, error: Exception, expected: str) -> ValueError:
+        return ValueError(
+            f"{call} of {self.env} raised {type(error).__name__}: {error}. Expected {expected}, each of "
+            f"{self.num_envs} rows."
+        )
+
+
+def admit(space: gym.Space, obs: Any, index: int) -> Any:
+    """A copy of an observation, in the types and shapes that its space declares.
+
+    Raises:
+        ValueError: it has another form, with the environment's `index`.
+
+    >>> admit(spaces.Box(0, 1, (2,)), [0.5, 1], index=3)
+    array([0.5, 1. ], dtype=float32)
+    >>> admit(spaces.Box(0, 1, (2,)), None, index=3)
+    Traceback (most recent call last):
+    ...
+    ValueError: Environment 3: the observation is None; expected Box(0.0, 1.0, (2,), float32).
+    """
+    if isinstance(space, spaces.Dict) and isinstance(obs, Mapping) and set(space.spaces) <= set(obs):
+        return {key: admit(part, obs[key], index) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple) and isinstance(obs, tuple | list) and len(obs) == len(space.spaces):
+        return tuple(admit(part, value, index) for part, value in zip(space.spaces, obs, strict=True))
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        try:
+            given = np.asarray(obs)
+            copied = np.array(given, space.dtype)
+            fits = given.shape == space.shape and given.dtype.kind in "biuf"
+            if fits and (np.can_cast(given.dtype, space.dtype, "same_kind") or (copied == given).all()):
+                return copied
+        except (TypeError, ValueError):  # rows of different lengths, text
+            pass
+    shown = f"{obs!r:.60}" + (f" of shape {np.shape(obs)} and type {obs.dtype}" if isinstance(obs, np.ndarray) else "")
+    raise ValueError(f"Environment {index}: the observation is {shown}; expected {space}.")

@@ -2,13 +2,21 @@
 
 import ast
 import importlib
+import inspect
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Sequence
+from copy import copy
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.foreign import MaskToInfo
+from envs.foreign import AsyncGuests, Guest, Seedless
 from envs.uniform import UniformVectorEnv
 
 
@@ -46,6 +54,8 @@ def make_vec(
     try:
         module, _, name = env_id.rpartition(":")
         if module:
+            if os.getcwd() not in sys.path:  # which holds the script's folder instead
+                sys.path.append(os.getcwd())
             importlib.import_module(module)
         spec = gym.spec(name)
     except (gym.error.Error, ImportError) as error:
@@ -53,16 +63,34 @@ def make_vec(
     try:
         env = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs) if spec.vector_entry_point else None
         if env is None or (spec.entry_point and env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP):
-            vectorise = AsyncVectorEnv if async_envs else SyncVectorEnv
-            makers = [lambda index=index: MaskToInfo(gym.make(env_id, **kwargs), index) for index in range(num_envs)]
+            vectorise = AsyncGuests if async_envs else SyncVectorEnv
+            makers = [partial(_make_guest, env_id, kwargs, index, require_mask, layout) for index in range(num_envs)]
             env = vectorise(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         elif async_envs:
             raise ValueError(
                 f"--async-envs: {env_id} is batched already and steps all environments at once; leave it out."
             )
-    except (TypeError, gym.error.Error) as error:
-        raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {error}") from error
+    except (ValueError, ImportError, RuntimeError):  # with a sentence of their own
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {what}") from error
     return UniformVectorEnv(env, require_mask, layout, presence_column)
+
+
+def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str) -> Guest:
+    if multiprocessing.parent_process():  # a worker: Ctrl-C is the training's, which saves and ends all of them
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    env = gym.make(env_id, **kwargs)
+    if not {"seed", "kwargs"} & set(inspect.signature(env.unwrapped.reset).parameters):
+        if index == 0:
+            gym.logger.warn(f"reset() of {env_id} takes no seed, so a run of it cannot be repeated.")
+        env.close()
+        spec, entry = copy(env.spec), env.spec.entry_point
+        make = entry if callable(entry) else load_env_creator(entry)
+        spec.entry_point = lambda **kwargs: Seedless(make(**kwargs))  # inside of Gymnasium's wrappers, which pass one
+        env = gym.make(spec)
+    return Guest(env, index, require_mask, layout)
 
 
 def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import VectorEnv
 
 
 def action_nvec(space: gym.Space) -> np.ndarray:
@@ -29,13 +28,15 @@ def action_nvec(space: gym.Space) -> np.ndarray:
     )
 
 
-def grid_nvec(env: VectorEnv) -> np.ndarray:
+def grid_nvec(seen: gym.Space, space: gym.Space) -> np.ndarray:
     """The number of choices in each field of one cell's action, (K,), the same in all cells.
+
+    Args:
+        seen, space: of observations and actions of one environment.
 
     Raises:
         ValueError: the observation is no map (C, H, W), or the action space not a MultiDiscrete (H, W) or (H, W, K).
     """
-    seen, space = env.single_observation_space, env.single_action_space
     if not isinstance(seen, spaces.Box) or len(seen.shape) != 3:
         raise ValueError(f"The observation space {seen} is no map; expected a Box (C, H, W).")
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.shape[:2] == seen.shape[1:] and space.nvec.ndim <= 3:
@@ -95,14 +96,17 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
     return mask
 
 
-def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended: Any = False) -> np.ndarray:
+def check_grid_masks(
+    action_mask: Any, agent_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False
+) -> np.ndarray:
     """Check the two masks of a grid, and return them as one (N, 1 + sum(nvec), H, W) int8, the agent mask in front.
 
     Args:
         action_mask: (N, sum(nvec), H, W), 1 where the cell's agent may do this; without an agent 0 or 1, as you like.
         agent_mask: (N, H, W), 1 where the cell holds an agent.
         nvec: (K,) choices in each field of one agent's action.
-        ended: (N,) bool, rows of states that nobody acts in any more.
+        first_env: the index of the environment that row 0 belongs to, for messages.
+        ended: (N,) bool or a bool, rows of states that nobody acts in any more.
 
     Raises:
         ValueError: wrong shape, a value other than 0 and 1, or an agent without a legal choice in one of its fields.
@@ -111,15 +115,17 @@ def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended:
     shape = (len(agents), nvec.sum(), *agents.shape[1:])
     if agents.ndim != 3 or masks.shape != shape:
         raise ValueError(
-            f"The agent mask has shape {agents.shape[1:]} and the action mask {masks.shape[1:]}; expected (H, W) and "
-            f"({nvec.sum()}, H, W): {' + '.join(map(str, nvec))} choices in each cell."
+            f"Environment {first_env}: the agent mask has shape {agents.shape[1:]} and the action mask "
+            f"{masks.shape[1:]}; expected (H, W) and ({nvec.sum()}, H, W): {' + '.join(map(str, nvec))} choices in "
+            f"each cell."
         )
     for name, mask in (("agent", agents), ("action", masks)):
         bad = mask.view(np.uint8) > 1 if mask.dtype == np.int8 else (mask != 0) & (mask != 1)
         if bad.any():
             row, *place = np.argwhere(bad)[0].tolist()
             raise ValueError(
-                f"Environment {row}: the {name} mask holds {mask[row, *place]} at {place}; expected only 0 and 1."
+                f"Environment {first_env + row}: the {name} mask holds {mask[row, *place]} at {place}; expected only 0 "
+                f"and 1."
             )
     row, y, x = np.nonzero(agents)  # of each agent, few beside the cells
     legal = np.add.reduceat(masks[row, :, y, x], np.cumsum(nvec) - nvec, axis=1, dtype=np.int64) > 0  # (P, K)
@@ -128,8 +134,8 @@ def check_grid_masks(action_mask: Any, agent_mask: Any, nvec: np.ndarray, ended:
         agent = np.flatnonzero(stuck)[0]
         row, y, x, field = row[agent], y[agent], x[agent], np.flatnonzero(~legal[agent])[0]
         raise ValueError(
-            f"Environment {row}: the action mask leaves the agent in cell ({y}, {x}) no legal action in field {field}. "
-            f"An agent needs one: add a no-op, or take it out of the agent mask."
+            f"Environment {first_env + row}: the action mask leaves the agent in cell ({y}, {x}) no legal action in "
+            f"field {field}. An agent needs one: add a no-op, or take it out of the agent mask."
         )
     return np.concatenate([agents[:, None], masks], axis=1, dtype=np.int8, casting="unsafe")
 

@@ -6,9 +6,11 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from envs.base import BatchedEnv
+from envs.foreign import KNOWN, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec, illegal_actions
 from envs.observations import entities_shape, flat_size, flatten_observations
 
@@ -54,7 +56,6 @@ class UniformVectorEnv(VectorWrapper):
         layout: Literal["flat", "entities", "grid", "raw"] = "flat",
         presence_column: int | None = None,
     ):
-        super().__init__(env)
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
@@ -62,10 +63,14 @@ class UniformVectorEnv(VectorWrapper):
                 f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give "
                 f"the id an entry_point so that Gymnasium's vector environments can be used."
             )
+        ours, of_guests = isinstance(env.unwrapped, BatchedEnv), isinstance(env, SyncVectorEnv | AsyncVectorEnv)
+        super().__init__(env if ours or of_guests else GuestBatch(env))
+        self.one_seed = not of_guests
         self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
         self.presence_column = presence_column
-        self.nvec = grid_nvec(env) if layout == "grid" else action_nvec(env.single_action_space)
-        self.start = getattr(env.single_action_space, "start", 0)
+        given = env.single_action_space
+        self.nvec = grid_nvec(self.raw_space, given) if layout == "grid" else action_nvec(given)
+        self.start, self.action_shape, self.action_dtype = getattr(given, "start", 0), given.shape, given.dtype
         self.masks_are_checked = getattr(env, "masks_are_checked", False)
         if layout in ("flat", "entities"):
             shape = (
@@ -73,29 +78,35 @@ class UniformVectorEnv(VectorWrapper):
             )
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        if layout != "grid":
+            one = len(self.nvec) == 1
+            self.single_action_space = spaces.Discrete(self.nvec[0]) if one else spaces.MultiDiscrete(self.nvec)
+            self.action_space = batch_space(self.single_action_space, env.num_envs)
         self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self.returns: list[float] = []
         self.lengths: list[int] = []
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """Reset all environments."""
-        obs, infos = self.env.reset(**kwargs)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments; from one seed each of a guest's gets its own, which no other seed's share."""
+        if seed is not None and not self.one_seed:
+            seed = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+        obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_returns[:], self.episode_lengths[:] = 0.0, 0
         self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
-        return self.last_obs, infos | {"action_mask": self.last_mask}
+        return self.last_obs, {"action_mask": self.last_mask}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all environments."""
-        obs, rewards, terminations, truncations, infos = self.env.step(actions + self.start)
+        actions = actions.reshape(self.num_envs, *self.action_shape) + self.start
+        obs, rewards, terminations, truncations, given = self.env.step(actions.astype(self.action_dtype, copy=False))
         if not math.isfinite(rewards.sum()):
             row = np.flatnonzero(~np.isfinite(rewards))[0]
             raise ValueError(f"Environment {row}: the reward is {rewards[row]}; expected a finite number.")
         self.episode_returns += rewards
         self.episode_lengths += 1
         ended = terminations | truncations
-        if ended.any():
-            self._finish(infos, ended, terminations)
-        self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
+        infos = self._finished(given, ended) if ended.any() else {}
+        self.last_obs, self.last_mask = self._observation(obs), self._mask(given)
         infos["action_mask"] = self.last_mask
         return self.last_obs, rewards, terminations, truncations & ~terminations, infos
 
@@ -128,49 +139,69 @@ class UniformVectorEnv(VectorWrapper):
             setattr(self, name, state[name])
         self.env.unwrapped.set_state(state["env"])
 
-    def _finish(self, infos: dict[str, Any], ended: np.ndarray, terminations: np.ndarray) -> None:
-        infos["episode"] = {"r": self.episode_returns.copy(), "l": self.episode_lengths.copy()}
-        infos["_episode"] = ended
+    def _finished(self, given: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
+        """What the infos say of the episodes that ended."""
+        episode = {"r": self.episode_returns.copy(), "l": self.episode_lengths.copy()}
         self.returns.extend(self.episode_returns[ended])
         self.lengths.extend(self.episode_lengths[ended])
         self.episode_returns[ended], self.episode_lengths[ended] = 0.0, 0
-        final_obs, rows = infos["final_obs"], np.flatnonzero(ended)
+        final_obs, rows = given["final_obs"], np.flatnonzero(ended)
         if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # Gymnasium's: one object a row, or None
             batch = gym.vector.utils.create_empty_array(self.raw_space, self.num_envs)
             filled = [final_obs[i if ended[i] else rows[0]] for i in range(self.num_envs)]
             final_obs = gym.vector.utils.concatenate(self.raw_space, filled, batch)
-        infos["final_obs"], infos["_final_obs"] = self._observation(final_obs), ended
-        final_info = infos["final_info"]
-        final_info["action_mask"] = self._mask(final_info, ended, terminations)
+        final_info = {key: given["final_info"][key] for key in KNOWN if key in given["final_info"]}
+        final_info["action_mask"] = self._final_mask(given["final_info"])
+        return {
+            "episode": episode,
+            "_episode": ended,
+            "final_obs": self._observation(final_obs),
+            "_final_obs": ended,
+            "final_info": final_info,
+        }
 
-    def _mask(self, infos: dict[str, Any], expected: Any = True, terminations: Any = False) -> np.ndarray:
-        if self.layout == "grid":
-            if "agent_mask" not in infos:
-                raise ValueError(
-                    'No agent mask was given; expected info["agent_mask"] (H, W), 1 where a cell has an agent.'
-                )
-            agents = infos["agent_mask"]
-            shape = (self.num_envs, self.nvec.sum(), *agents.shape[1:])
-            given = infos.get("action_mask", None if self.require_mask else np.ones(shape, np.int8))
-            if given is None:
-                raise ValueError(
-                    'No action mask was given; expected info["action_mask"] (A, H, W), or --mask-mode none.'
-                )
-            return check_grid_masks(given, agents, self.nvec, terminations | ~infos["_agent_mask"])
+    def _mask(self, infos: dict[str, Any]) -> np.ndarray:
+        """The masks of states that somebody acts in, (N, ...), all of them there and checked."""
         if self.masks_are_checked:
             return infos["action_mask"]
-        if not self.require_mask and "action_mask" not in infos:
-            return np.ones((self.num_envs, self.nvec.sum()), np.int8)
-        given = infos.get("_action_mask", np.zeros(self.num_envs, bool))
-        if (expected & ~given).any():
-            row = np.flatnonzero(expected & ~given)[0]
-            raise ValueError(f"Environment {row}: no action mask was given. {HOW_TO_GIVE_A_MASK}")
-        return check_action_mask(infos["action_mask"], self.nvec, ended=terminations | ~given)
+        if self.layout == "grid":
+            self._expect("agent_mask", infos, 'No agent mask: expected info["agent_mask"] (H, W), 1 where an agent is.')
+            agents = infos["agent_mask"]
+            if not self.require_mask and "action_mask" not in infos:
+                infos = {"action_mask": np.ones((self.num_envs, self.nvec.sum(), *agents.shape[1:]), np.int8)}
+            elif self.require_mask:
+                words = 'No action mask: expected info["action_mask"] (A, H, W), or --mask-mode none.'
+                self._expect("action_mask", infos, words)
+            return check_grid_masks(infos["action_mask"], agents, self.nvec)
+        if self.require_mask:
+            self._expect("action_mask", infos, f"No action mask was given. {HOW_TO_GIVE_A_MASK}")
+            return check_action_mask(infos["action_mask"], self.nvec)
+        free = np.ones((self.num_envs, self.nvec.sum()), np.int8)
+        try:  # here it only counts who plays illegally, and must not stop those who play without it
+            given = np.where(infos["_action_mask"][:, None], infos["action_mask"], free)
+            return check_action_mask(given, self.nvec, ended=True)
+        except (KeyError, ValueError):
+            return free
+
+    def _final_mask(self, infos: dict[str, Any]) -> np.ndarray:
+        """The masks of the states that episodes ended in, 0 where there is none: nobody acts in them."""
+        if "action_mask" not in infos:
+            return np.zeros_like(self.last_mask)
+        if self.layout == "grid":
+            return check_grid_masks(infos["action_mask"], infos["agent_mask"], self.nvec, ended=True)
+        return check_action_mask(infos["action_mask"], self.nvec, ended=True)
+
+    def _expect(self, name: str, infos: dict[str, Any], sentence: str) -> None:
+        missing = ~infos.get(f"_{name}", np.zeros(self.num_envs, bool))
+        if missing.any():
+            raise ValueError(f"Environment {np.flatnonzero(missing)[0]}: {sentence[0].lower()}{sentence[1:]}")
 
     def _observation(self, obs: Any) -> Any:
-        if self.layout in ("grid", "raw"):
+        if self.layout == "raw" or (self.layout == "grid" and obs.dtype.kind != "f"):
             return obs
-        if self.layout == "entities":
+        if self.layout == "grid":
+            flat = seen = obs
+        elif self.layout == "entities":
             flat, seen = self._entities(obs)
         else:
             flat = flatten_observations(self.raw_space, obs, self.num_envs)

@@ -7,6 +7,7 @@ import worlds  # noqa: F401
 from script import checkpoint
 
 import dqn_action_mask as dqn
+import ppo_action_mask as ppo
 
 CPU = torch.device("cpu")
 
@@ -199,3 +200,13 @@ def test_learns_job_routing_in_seconds(tmp_path, monkeypatch, capsys):
     assert scores["optimality"] > 0.85
     assert scores["optimality_no_mask"] < scores["optimality"] - 0.2
     assert "Replay buffer: 99,840 transitions, 8.1 MiB on cpu" in capsys.readouterr().out
+
+
+def test_a_truncated_state_in_which_nothing_is_legal_has_no_target(tmp_path, monkeypatch):
+    """Its value is the best legal action's: without one DQN stops; PPO, which values the state itself, does not."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"env_id": "test_guests:Test/Over-v0", "env_kwargs": ("convention", "own", "cut", "truncated")}
+    flags |= {"num_envs": 2, "total_timesteps": 64, "eval_episodes": 0}
+    with pytest.raises(ValueError, match="Environment 0: the action mask leaves no legal action in field 0"):
+        dqn.main(dqn.Args(**flags, train_frequency=8, learning_starts=0, batch_size=8))
+    ppo.main(ppo.Args(**flags, num_steps=8, minibatch_size=8))

@@ -1,7 +1,5 @@
 """make_vec: foreign environments, mask conventions, SAME_STEP, statistics, and what bad environments get."""
 
-import types
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -26,7 +24,7 @@ class Counter(gym.Env):
         if convention == "method":
             self.action_masks = self.mask
         if convention == "list":
-            self.get_available_actions = lambda: np.flatnonzero(self.mask()).tolist()
+            self.get_available_actions = lambda: (5 + np.flatnonzero(self.mask())).tolist()
 
     def mask(self):
         mask = np.arange(3) != self.count % 3
@@ -86,7 +84,8 @@ def test_all_conventions_become_one(convention, async_envs):
     # SAME_STEP: observation and mask are the new episode's, final_obs and final_info the finished one's.
     assert obs.tolist() == [[0], [0]] and infos["action_mask"].tolist() == [[0, 1, 1]] * 2
     assert terminations.all() and infos["final_obs"].tolist() == [[4], [4]]
-    assert infos["final_info"]["action_mask"].tolist() == [[1, 0, 1]] * 2
+    # Nobody acts in a terminal state, so nobody is asked for its mask.
+    assert infos["final_info"]["action_mask"].tolist() == [[0, 0, 0]] * 2
     assert infos["episode"]["r"].tolist() == [4, 4] and infos["episode"]["l"].tolist() == [4, 4]
     envs.close()
 
@@ -99,6 +98,7 @@ def test_statistics_and_final_rows_when_only_one_episode_ends():
         obs, _, _, truncations, infos = envs.step(np.array([1, 1]))
     assert truncations.tolist() == [False, True] and infos["_episode"].tolist() == [False, True]
     assert infos["final_obs"][1].tolist() == [3] and obs.tolist() == [[3], [0]]
+    assert infos["final_info"]["action_mask"][1].tolist() == [0, 1, 1]  # of the truncated state
     assert infos["episode"]["r"][1] == 3
     *_, infos = envs.step(np.array([1, 1]))
     assert infos["_episode"].tolist() == [True, False] and infos["episode"]["l"][0] == 4
@@ -294,7 +294,5 @@ def test_observations_without_entities_are_refused(space, column, words):
     ((1, 2, 2), np.array([[3, 3], [3, 4]]), "with the same choices in each cell"),
 ])  # fmt: skip
 def test_what_is_no_grid_is_refused(shape, nvec, words):
-    env = types.SimpleNamespace(single_observation_space=spaces.Box(0, 1, shape),
-                                single_action_space=spaces.MultiDiscrete(nvec))  # fmt: skip
     with pytest.raises(ValueError, match=words):
-        grid_nvec(env)
+        grid_nvec(spaces.Box(0, 1, shape), spaces.MultiDiscrete(nvec))

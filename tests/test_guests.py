@@ -1,0 +1,468 @@
+"""Environments that others wrote: never written to, copied, asked when somebody acts, and named when they are wrong."""
+
+import os
+import signal
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from envs.foreign import AsyncGuests, admit
+from envs.make import make_vec
+
+BOTH = pytest.mark.parametrize("async_envs", [False, True])
+
+
+class Doors(gym.Env):
+    """Three doors; at time t only door t % 3 is open. It keeps one info, one observation and one mask for ever."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, convention="info", length=5, cut="terminated", extra=None):
+        self.convention, self.length, self.cut, self.extra = convention, length, cut, extra
+        self.obs, self.open, self.info = np.zeros(1, np.float32), np.zeros(3, np.int8), {}
+        self.observation_space = spaces.Box(0, 100, (1,))
+        if convention == "dict":
+            self.observation_space = spaces.Dict(x=self.observation_space, action_mask=spaces.MultiBinary(3))
+        if convention == "method":
+            self.action_masks = lambda: self.open
+        if convention == "list":
+            self.get_available_actions = lambda: [self.t % 3]
+
+    def seen(self):
+        self.obs[:], self.open[:] = self.t, np.arange(3) == self.t % 3
+        if self.convention == "info":
+            self.info["action_mask"] = self.open
+        if self.extra:  # what others put into their infos
+            self.info |= {"episode": self.t, "final_obs": [1] * self.t, "x": np.zeros(self.t), "f": lambda: 0}
+            self.info["type"] = "a" if self.t % 2 else 1
+        return ({"x": self.obs, "action_mask": self.open} if self.convention == "dict" else self.obs), self.info
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.seen()
+
+    def step(self, action):
+        self.t += 1
+        obs, info = self.seen()
+        ended = self.t == self.length
+        return obs, 1.0, ended and self.cut == "terminated", ended and self.cut == "truncated", info
+
+
+class Property(Doors):
+    @property
+    def action_masks(self):
+        return self.open
+
+
+gym.register("Test/Doors-v0", Doors, disable_env_checker=True)
+gym.register("Test/Property-v0", Property, disable_env_checker=True)
+
+
+@BOTH
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("convention", ["info", "method", "list", "dict"])
+def test_masks_and_final_observations_are_those_of_their_step_whatever_the_environment_keeps(
+    convention, extra, async_envs
+):
+    envs = make_vec("Test/Doors-v0", 2, {"convention": convention, "cut": "truncated", "extra": extra}, async_envs)
+    obs, infos = envs.reset(seed=0)
+    seen, masks = [obs], [infos["action_mask"]]
+    for _ in range(5):
+        obs, *_, infos = envs.step(np.zeros(2, int))
+        seen.append(obs), masks.append(infos["action_mask"])
+    opened = [mask[1].tolist() for mask in masks]
+    assert opened == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert [obs[1, 0] for obs in seen] == [0, 1, 2, 3, 4, 0]
+    assert infos["final_obs"][1].tolist() == [5] and infos["final_info"]["action_mask"][1].tolist() == [0, 0, 1]
+    assert set(infos) == {"action_mask", "final_obs", "_final_obs", "final_info", "episode", "_episode"}
+    envs.close()
+
+
+def test_nothing_is_written_into_what_belongs_to_the_environment():
+    envs = make_vec("Test/Doors-v0", 1, {"convention": "method"})
+    envs.reset(seed=0)
+    for _ in range(7):
+        envs.step(np.array([1]))
+    assert envs.env.envs[0].unwrapped.info == {}
+
+
+def test_a_mask_as_a_property_is_read_anew_each_step():
+    envs = make_vec("Test/Property-v0", 1, {"convention": "property"})
+    masks = [envs.reset(seed=0)[1]["action_mask"]] + [envs.step(np.array([0]))[-1]["action_mask"] for _ in range(3)]
+    assert [mask[0].tolist() for mask in masks] == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
+
+
+class Batch(VectorEnv):
+    """Somebody's vector environment, which keeps its arrays and infos; `lacks` says what it leaves out."""
+
+    num_envs, metadata = 2, {"autoreset_mode": AutoresetMode.SAME_STEP}
+    single_observation_space, single_action_space = spaces.Box(0, 9, (1,)), spaces.Discrete(3)
+    observation_space, action_space = spaces.Box(0, 9, (2, 1)), spaces.MultiDiscrete([3, 3])
+
+    def __init__(self, num_envs=2, lacks=None):
+        self.obs, self.masks, self.infos, self.lacks = np.zeros((2, 1), np.float32), np.ones((2, 3), int), {}, lacks
+
+    def reset(self, *, seed=None, options=None):
+        self.t, self.obs[:] = 0, 0
+        return self.obs, self.seen()
+
+    def seen(self):
+        self.masks[:] = np.arange(3) == self.t % 3
+        self.infos |= {"action_mask": self.masks, "_action_mask": np.ones(2, bool), "episode": 5}
+        self.infos.pop(self.lacks, None)
+        return self.infos
+
+    def step(self, actions):
+        self.t += 1
+        self.obs[:] = self.t
+        ended, infos = np.full(2, self.t == 3), {}
+        if self.t == 3:
+            infos = {"final_obs": self.obs.copy(), "final_info": {"success": np.ones(2), "_success": ended}}
+            infos.pop(self.lacks, None)
+            self.reset()
+        if self.lacks == "a step":
+            raise KeyError("wheel")
+        return self.obs, np.ones((2, 1)), ended, ended & False, self.seen() | infos
+
+
+gym.register("Test/Batch-v0", vector_entry_point=Batch)
+
+
+def test_vector_environments_that_keep_their_arrays_are_copied():
+    envs = make_vec("Test/Batch-v0", 2)
+    seen = [envs.reset(seed=0)]
+    for _ in range(3):
+        obs, rewards, terminations, _, infos = envs.step(np.zeros(2, int))
+        seen.append((obs, infos))
+    assert [obs[0, 0] for obs, _ in seen] == [0, 1, 2, 0] and rewards.shape == (2,)
+    assert [infos["action_mask"][0].tolist() for _, infos in seen] == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert infos["final_obs"].tolist() == [[3], [3]] and infos["final_info"]["success"].tolist() == [1, 1]
+    assert infos["final_info"]["action_mask"].tolist() == [[0, 0, 0]] * 2 and infos["episode"]["r"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("lacks, words", [
+    ("_action_mask", "hold action_mask without _action_mask: expected .N,. bool"),
+    ("final_info", "expected final_obs and final_info"),
+    ("final_obs", "expected final_obs and final_info"),
+    ("a step", "step.. of .*Batch.* raised KeyError: 'wheel'. Expected obs, reward"),
+])  # fmt: skip
+def test_what_a_vector_environment_lacks_is_named(lacks, words):
+    with pytest.raises(ValueError, match=words):
+        envs = make_vec("Test/Batch-v0", 2, {"lacks": lacks})
+        envs.reset(seed=0)
+        for _ in range(3):
+            envs.step(np.zeros(2, int))
+
+
+class Space(gym.Env):
+    """Takes members of its action space only, and remembers what it got; legal is what is even."""
+
+    observation_space = spaces.Box(0, 1, (1,))
+
+    def __init__(self, action_space, mask=None):
+        self.action_space, self.mask, self.got = action_space, mask, []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {} if self.mask is None else {"action_mask": self.mask}
+
+    def step(self, action):
+        assert self.action_space.contains(action), repr(action)
+        self.got.append(action)
+        obs, info = self.reset()
+        return obs, np.array([0.5]), False, False, info
+
+
+gym.register("Test/Space-v0", Space, disable_env_checker=True)
+
+
+@BOTH
+@pytest.mark.parametrize("space, actions, expected", [
+    (spaces.Discrete(3, start=-1), [2, 0], [1, -1]),
+    (spaces.Discrete(3, dtype=np.int32), [2, 0], [2, 0]),
+    (spaces.MultiDiscrete([4]), [3, 0], [[3], [0]]),
+    (spaces.MultiDiscrete([2, 3], start=[1, 5]), [[0, 2], [1, 0]], [[1, 7], [2, 5]]),
+    (spaces.MultiDiscrete([[2, 3], [4, 5]]), [[0, 2, 3, 4], [1, 1, 1, 1]], [[[0, 2], [3, 4]], [[1, 1], [1, 1]]]),
+    (spaces.MultiBinary(1), [1, 0], [[1], [0]]),
+    (spaces.MultiBinary((2, 2)), [[1, 0, 0, 1], [0, 0, 0, 0]], [[[1, 0], [0, 1]], [[0, 0], [0, 0]]]),
+])  # fmt: skip
+def test_actions_reach_an_environment_as_members_of_its_space(space, actions, expected, async_envs):
+    envs = make_vec("Test/Space-v0", 2, {"action_space": space}, async_envs, require_mask=False)
+    envs.reset(seed=0)
+    _, rewards, *_ = envs.step(np.array(actions))
+    assert np.shape(actions)[1:] == envs.single_action_space.shape and rewards.tolist() == [0.5, 0.5]
+    got = envs.env.get_attr("got")
+    assert [np.asarray(g[0]).tolist() for g in got] == expected
+    envs.close()
+
+
+def test_masks_of_several_fields_may_be_a_tuple_of_arrays():
+    mask = (np.array([1, 0], np.int8), np.array([0, 1, 1], np.int8))
+    envs = make_vec("Test/Space-v0", 2, {"action_space": spaces.MultiDiscrete([2, 3]), "mask": mask})
+    assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[1, 0, 0, 1, 1]] * 2
+
+
+class Over(Doors):
+    """`action_masks()` raises once the game is over, as MaskablePPO allows; in a truncated state nothing is legal."""
+
+    def action_masks(self):
+        if self.t == self.length:
+            if self.cut == "terminated":
+                raise RuntimeError("the game is over")
+            return np.zeros(3)
+        return self.open
+
+
+class NoMask(Doors):
+    def get_available_actions(self):
+        raise NotImplementedError
+
+
+class Raises(Doors):
+    def action_masks(self):
+        raise KeyError("board")
+
+
+for name, kind in (("Over", Over), ("NoMask", NoMask), ("Raises", Raises)):
+    gym.register(f"Test/{name}-v0", kind, disable_env_checker=True)
+
+
+@pytest.mark.parametrize("cut", ["terminated", "truncated"])
+def test_nobody_is_asked_for_a_mask_where_nobody_acts(cut):
+    envs = make_vec("Test/Over-v0", 2, {"convention": "own", "cut": cut})
+    envs.reset(seed=0)
+    for _ in range(5):
+        *_, infos = envs.step(np.zeros(2, int))
+    assert infos["final_info"]["action_mask"].tolist() == [[0, 0, 0]] * 2
+    assert infos["action_mask"].tolist() == [[1, 0, 0]] * 2
+
+
+def test_a_method_that_is_not_implemented_is_no_mask_and_one_that_raises_is_named():
+    with pytest.raises(ValueError, match="Environment 0: no action mask was given"):
+        make_vec("Test/NoMask-v0", 2, {"convention": "own"}).reset(seed=0)
+    with pytest.raises(ValueError, match="Environment 0: action_masks of Raises raised KeyError: 'board'"):
+        make_vec("Test/Raises-v0", 2, {"convention": "own"}).reset(seed=0)
+    for name in ("NoMask", "Raises"):  # without masks, nothing that is wrong with them stops anybody
+        envs = make_vec(f"Test/{name}-v0", 2, {"convention": "own"}, require_mask=False)
+        assert (envs.reset(seed=0)[1]["action_mask"] == 1).all()
+
+
+class Renumber(gym.ActionWrapper):
+    def action(self, action):
+        return 2 - action
+
+
+class RenumberAll(Renumber):
+    def action_masks(self):
+        return self.env.get_wrapper_attr("action_masks")()[::-1]
+
+
+def renumbered(wrapper, convention):
+    return wrapper(Doors(convention))
+
+
+gym.register("Test/Renumbered-v0", renumbered, disable_env_checker=True)
+
+
+@pytest.mark.parametrize("convention", ["info", "method", "list", "dict"])
+def test_actions_that_are_renumbered_between_us_and_the_mask_are_refused(convention):
+    with pytest.raises(ValueError, match="Renumber changes actions between the script and Doors, whose mask"):
+        make_vec("Test/Renumbered-v0", 1, {"wrapper": Renumber, "convention": convention})
+
+
+def test_a_wrapper_that_renumbers_the_mask_as_well_is_fine():
+    envs = make_vec("Test/Renumbered-v0", 1, {"wrapper": RenumberAll, "convention": "method"})
+    assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[0, 0, 1]]
+
+
+class Wrong(gym.Env):
+    """Wrong in one way, from the second step on."""
+
+    observation_space, action_space = spaces.Box(0, 1, (2,)), spaces.Discrete(2)
+
+    def __init__(self, fault):
+        self.fault, self.steps = fault, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2), {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action):
+        self.steps += 1
+        obs, info = self.reset()
+        if self.steps < 2:
+            return obs, 0.0, False, False, info
+        if self.fault == "dies":
+            os._exit(3)
+        if self.fault == "hangs":
+            time.sleep(60)
+        if self.fault == "raises":
+            raise AttributeError("no board")
+        if self.fault == "4 values":
+            return obs, 0.0, False, info
+        return (
+            {"shape": obs[:1], "none": None, "text": "ab", "list": [0.1, [0.2]]}.get(self.fault, obs),
+            (None if self.fault == "no reward" else np.zeros(2) if self.fault == "two rewards" else 0.0),
+            False,
+            False,
+            info,
+        )
+
+
+class Seedless(Wrong):
+    def reset(self):
+        return np.zeros(2), {"action_mask": np.ones(2, np.int8)}
+
+
+gym.register("Test/Wrong-v0", Wrong, disable_env_checker=True)
+gym.register("Test/Seedless-v0", Seedless, disable_env_checker=True)
+
+
+@BOTH
+@pytest.mark.parametrize("fault, words", [
+    ("raises", r"step\(1\) of Wrong raised AttributeError: no board. Expected obs, reward, terminated"),
+    ("4 values", "step.*not enough values to unpack.*Expected obs, reward, terminated, truncated and info"),
+    ("shape", r"the observation is .* of shape \(1,\) .*; expected Box.*\(2,\), float32"),
+    ("none", "the observation is None; expected Box"),
+    ("text", "the observation is 'ab'; expected Box"),
+    ("list", r"the observation is \[0.1, \[0.2\]\]; expected Box"),
+    ("no reward", "the reward is nan; expected a finite number"),
+    ("two rewards", "step.*raised ValueError"),
+])  # fmt: skip
+def test_what_an_environment_does_wrong_is_one_sentence_with_its_index(fault, words, async_envs):
+    envs = make_vec("Test/Wrong-v0", 2, {"fault": fault}, async_envs)
+    envs.reset(seed=0)
+    envs.step(np.ones(2, int))
+    with pytest.raises(ValueError, match=f"Environment [01]: .*{words}|Environment 0: {words}"):
+        envs.step(np.ones(2, int))
+    envs.close()
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("dies", "Environment [01]: its process ended with exit code 3"),
+    ("hangs", "Environment 0: did not answer within 0.5 s"),
+])  # fmt: skip
+def test_a_worker_that_dies_or_hangs_is_named(fault, words, monkeypatch):
+    monkeypatch.setattr(AsyncGuests, "patience", 0.5)
+    envs = make_vec("Test/Wrong-v0", 2, {"fault": fault}, async_envs=True)
+    envs.reset(seed=0)
+    envs.step(np.ones(2, int))
+    with pytest.raises(ValueError, match=words):
+        envs.step(np.ones(2, int))
+
+
+def test_workers_leave_ctrl_c_to_the_training():
+    envs = make_vec("Test/Doors-v0", 2, async_envs=True)
+    envs.reset(seed=0)
+    for process in envs.env.processes:
+        os.kill(process.pid, signal.SIGINT)
+    assert envs.step(np.zeros(2, int))[0].tolist() == [[1], [1]]
+    envs.close()
+
+
+def test_a_reset_without_a_seed_is_taken_with_a_warning():
+    with pytest.warns(UserWarning, match="takes no seed, so a run of it cannot be repeated"):
+        envs = make_vec("Test/Seedless-v0", 2, {"fault": None})
+    assert envs.reset(seed=3)[0].tolist() == [[0, 0], [0, 0]]
+
+
+def test_statistics_that_an_environment_learns_by_itself_are_warned_of():
+    gym.register("Test/Own-v0", lambda: gym.wrappers.NormalizeReward(Doors()), disable_env_checker=True)
+    with pytest.warns(UserWarning, match="learns statistics of its own.*--norm-obs or --norm-reward"):
+        make_vec("Test/Own-v0", 2)
+
+
+class Dice(Doors):
+    def step(self, action):
+        obs, *rest, info = super().step(action)
+        return obs, float(self.np_random.integers(2**53)), *rest[1:], info
+
+
+gym.register("Test/Dice-v0", Dice, disable_env_checker=True)
+
+
+def test_streams_of_guests_are_shared_by_no_other_seed():
+    draws = {}
+    for seed in range(5):
+        envs = make_vec("Test/Dice-v0", 16)
+        envs.reset(seed=seed)
+        draws[seed] = envs.step(np.zeros(16, int))[1].tolist()
+    assert len({x for row in draws.values() for x in row}) == 5 * 16
+    envs.reset(seed=4)
+    assert envs.step(np.zeros(16, int))[1].tolist() == draws[4]
+
+
+class Odd(Doors):
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, info | {"success": "yes", "optimal_return": np.float32(7)}
+
+
+gym.register("Test/Odd-v0", Odd, disable_env_checker=True)
+
+
+def test_what_an_environment_knows_of_an_episode_is_read_as_numbers_or_left_out_with_a_line():
+    envs = make_vec("Test/Odd-v0", 1, {"length": 1})
+    envs.reset(seed=0)
+    with pytest.warns(UserWarning, match="Environment 0: info.'success'. is 'yes', no number; left out"):
+        *_, infos = envs.step(np.zeros(1, int))
+    assert infos["final_info"]["optimal_return"].tolist() == [7] and "success" not in infos["final_info"]
+
+
+@pytest.mark.parametrize("space, obs, expected", [
+    (spaces.Box(0, 255, (2,), np.uint8), [3, 4], [3, 4]),
+    (spaces.Box(0, 255, (2,), np.uint8), np.array([3.0, 4.0]), [3, 4]),
+    (spaces.Discrete(4), 3, 3),
+    (spaces.Discrete(4), np.float32(3), 3),
+    (spaces.MultiBinary(2), np.array([True, False]), [1, 0]),
+])  # fmt: skip
+def test_observations_come_in_the_type_of_their_space(space, obs, expected):
+    assert admit(space, obs, 0).tolist() == expected and admit(space, obs, 0).dtype == space.dtype
+
+
+@pytest.mark.parametrize("space, obs", [
+    (spaces.Box(0, 255, (2,), np.uint8), np.array([3.5, 4])),
+    (spaces.Box(0, 255, (2,), np.uint8), np.array([300, 4])),
+    (spaces.Discrete(4), 1.5),
+    (spaces.Discrete(4), np.array([1])),
+    (spaces.Dict(a=spaces.Discrete(2)), {"b": 1}),
+    (spaces.Dict(a=spaces.Discrete(2)), 1),
+    (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (1,)),
+])  # fmt: skip
+def test_observations_of_another_form_are_refused_by_the_environments_index(space, obs):
+    with pytest.raises(ValueError, match="Environment 7: the observation is .*; expected "):
+        admit(space, obs, 7)
+
+
+def test_nan_in_a_map_is_named():
+    class Map(gym.Env):
+        observation_space, action_space = spaces.Box(0, 1, (1, 2, 2)), spaces.MultiDiscrete(np.full((2, 2), 3))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            obs = np.zeros((1, 2, 2), np.float32)
+            obs[0, 1, 0] = np.nan
+            return obs, {"agent_mask": np.ones((2, 2)), "action_mask": np.ones((3, 2, 2))}
+
+    gym.register("Test/Map-v0", Map, disable_env_checker=True)
+    with pytest.raises(ValueError, match=r"Environment 0: the observation holds nan at entry \[0, 1, 0\] of its grid"):
+        make_vec("Test/Map-v0", 2, layout="grid").reset(seed=0)
+
+
+def test_a_module_in_the_working_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "my_world_of_one_door.py").write_text(
+        "import gymnasium as gym\n"
+        "class Door(gym.Env):\n"
+        "    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        return 1, {'action_mask': [0, 1]}\n"
+        "gym.register('Mine-v0', Door)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    envs = make_vec("my_world_of_one_door:Mine-v0", 1)
+    assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[0, 1]]
