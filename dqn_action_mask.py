@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from envs.masks import check_action_mask, illegal_actions
-from envs.observations import flat_dtype
 from experiment import Adam, Flags, OnHost, Run
 from experiment.flags import Count, Natural, Positive, PositiveShare, Share, check_shares
 
@@ -260,7 +259,7 @@ def main(args: Args) -> dict[str, float]:
     q_network, target_network = (run.place(QNetwork(obs_shape[0], nvec[0], args.hidden_dim)) for _ in range(2))
     target_network.load_state_dict(q_network.state_dict())
     optimizer = Adam(q_network, eps=1e-8)
-    stored = torch.from_numpy(np.empty(0, flat_dtype(envs.raw_space))).dtype
+    stored = torch.from_numpy(np.empty(0, envs.obs_dtype)).dtype
     fields = {
         "obs": (obs_shape, stored),
         "actions": ((), torch.int64),

@@ -411,7 +411,7 @@ def main(args: Args) -> dict[str, float]:
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     # The last row is the state after it, in which nobody acts.
-    host_obs = np.empty((T + 1, N, *obs_shape), envs.single_observation_space.dtype)
+    host_obs = np.empty((T + 1, N, *obs_shape), envs.obs_dtype)
     host_masks = np.empty((T + 1, N, 1 + sum(nvec), *obs_shape[1:]), bool)
     host_actions = np.zeros((T + 1, N, *envs.single_action_space.shape), np.int64)
     host_rewards = np.empty((T, N), np.float32)

@@ -7,7 +7,8 @@
 | `constraints.py` | masks declared by a function of the observation: `In`, `Mask`, `MaskFunction` |
 | `masks.py` | pure functions that check masks and count illegal actions |
 | `observations.py` | observations flattened, or as a set of entities |
-| `foreign.py` | the mask conventions of environments that others wrote |
+| `foreign.py` | environments that others wrote: their conventions, and what may be wrong with them |
+| `statistics.py` | running statistics, with which observations and rewards are scaled |
 | `uniform.py` | `UniformVectorEnv`: what the scripts step, the same for every environment |
 | `make.py` | `make_vec`: from an id and its arguments to a `UniformVectorEnv` |
 """

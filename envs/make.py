@@ -17,6 +17,7 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs.foreign import AsyncGuests, Guest, Seedless
+from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
 
 
@@ -29,6 +30,8 @@ def make_vec(
     layout: Literal["flat", "entities", "grid", "raw"] = "flat",
     render_mode: str | None = None,
     presence_column: int | None = None,
+    statistics: Statistics | None = None,
+    learns: bool = True,
 ) -> UniformVectorEnv:
     """Make `num_envs` copies of a registered environment, as the scripts need them (`UniformVectorEnv`).
 
@@ -44,6 +47,7 @@ def make_vec(
         layout: of the observations, as for `UniformVectorEnv`.
         render_mode: "rgb_array" or "ansi" to render.
         presence_column: for the layout "entities", as for `UniformVectorEnv`.
+        statistics, learns: for scaled observations and rewards, as for `UniformVectorEnv`.
 
     Raises:
         ValueError: an unknown id, arguments that the environment does not take, or what `UniformVectorEnv` refuses.
@@ -75,7 +79,7 @@ def make_vec(
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {what}") from error
-    return UniformVectorEnv(env, require_mask, layout, presence_column)
+    return UniformVectorEnv(env, require_mask, layout, presence_column, statistics, learns)
 
 
 def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str) -> Guest:

@@ -12,13 +12,20 @@ from gymnasium.vector.utils import batch_space
 from envs.base import BatchedEnv
 from envs.foreign import KNOWN, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec, illegal_actions
-from envs.observations import entities_shape, flat_size, flatten_observations
+from envs.observations import entities_shape, flat_dtype, flat_size, flatten_observations
+from envs.statistics import Statistics
 
 HOW_TO_GIVE_A_MASK = (
     'Give info["action_mask"] in reset() and step(), or a method action_masks() or get_available_actions(), or an '
     'observation dict with the key "action_mask"; or train without masks: --mask-mode none.'
 )
-KEPT = ("episode_returns", "episode_lengths", "last_obs", "last_mask")  # state beside that of the environments
+KEPT = (
+    "episode_returns",
+    "episode_lengths",
+    "discounted",
+    "last_obs",
+    "last_mask",
+)  # state beside that of the environments
 
 
 class UniformVectorEnv(VectorWrapper):
@@ -43,6 +50,9 @@ class UniformVectorEnv(VectorWrapper):
         require_mask: raise if it gives no mask; otherwise every action counts as legal.
         layout: of the observations.
         presence_column: the column of a matrix observation that is positive where the entity is present.
+        statistics: by which observations, final ones as well, and rewards are scaled; `returns` are of the rewards as
+            they are.
+        learns: whether what is seen counts in the statistics; not in evaluation.
 
     Raises:
         ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or
@@ -55,6 +65,8 @@ class UniformVectorEnv(VectorWrapper):
         require_mask: bool = True,
         layout: Literal["flat", "entities", "grid", "raw"] = "flat",
         presence_column: int | None = None,
+        statistics: Statistics | None = None,
+        learns: bool = True,
     ):
         mode = env.metadata.get("autoreset_mode")
         if mode != AutoresetMode.SAME_STEP:
@@ -78,11 +90,15 @@ class UniformVectorEnv(VectorWrapper):
             )
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.statistics, self.learns, self.obs_dtype = statistics, learns, flat_dtype(self.raw_space)
+        if statistics and statistics.obs:
+            self.obs_dtype = np.dtype(np.float32)
         if layout != "grid":
             one = len(self.nvec) == 1
             self.single_action_space = spaces.Discrete(self.nvec[0]) if one else spaces.MultiDiscrete(self.nvec)
             self.action_space = batch_space(self.single_action_space, env.num_envs)
         self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+        self.discounted = np.zeros(env.num_envs)  # rewards of each running episode
         self.returns: list[float] = []
         self.lengths: list[int] = []
 
@@ -91,7 +107,7 @@ class UniformVectorEnv(VectorWrapper):
         if seed is not None and not self.one_seed:
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
         obs, infos = self.env.reset(seed=seed, options=options)
-        self.episode_returns[:], self.episode_lengths[:] = 0.0, 0
+        self.episode_returns[:], self.episode_lengths[:], self.discounted[:] = 0.0, 0, 0.0
         self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
         return self.last_obs, {"action_mask": self.last_mask}
 
@@ -105,8 +121,12 @@ class UniformVectorEnv(VectorWrapper):
         self.episode_returns += rewards
         self.episode_lengths += 1
         ended = terminations | truncations
-        infos = self._finished(given, ended) if ended.any() else {}
+        if self.statistics:
+            self.discounted = self.discounted * self.statistics.gamma + rewards
+            rewards = self.statistics.scale_rewards(rewards, self.discounted, self.learns)
+            self.discounted[ended] = 0.0
         self.last_obs, self.last_mask = self._observation(obs), self._mask(given)
+        infos = self._finished(given, ended) if ended.any() else {}
         infos["action_mask"] = self.last_mask
         return self.last_obs, rewards, terminations, truncations & ~terminations, infos
 
@@ -155,7 +175,7 @@ class UniformVectorEnv(VectorWrapper):
         return {
             "episode": episode,
             "_episode": ended,
-            "final_obs": self._observation(final_obs),
+            "final_obs": self._observation(final_obs, learn=False),
             "_final_obs": ended,
             "final_info": final_info,
         }
@@ -196,8 +216,8 @@ class UniformVectorEnv(VectorWrapper):
         if missing.any():
             raise ValueError(f"Environment {np.flatnonzero(missing)[0]}: {sentence[0].lower()}{sentence[1:]}")
 
-    def _observation(self, obs: Any) -> Any:
-        if self.layout == "raw" or (self.layout == "grid" and obs.dtype.kind != "f"):
+    def _observation(self, obs: Any, learn: bool = True) -> Any:
+        if self.layout == "raw":
             return obs
         if self.layout == "grid":
             flat = seen = obs
@@ -206,13 +226,13 @@ class UniformVectorEnv(VectorWrapper):
         else:
             flat = flatten_observations(self.raw_space, obs, self.num_envs)
             seen = flat
-        if not np.isfinite(seen).all():
+        if seen.dtype.kind == "f" and not np.isfinite(seen).all():
             row, *place = np.argwhere(~np.isfinite(seen))[0].tolist()
             raise ValueError(
                 f"Environment {row}: the observation holds {seen[row, *place]} at entry {place} of its {self.layout} "
                 f"form; expected finite numbers. Training stops here, before they reach the network."
             )
-        return flat
+        return self.statistics.scale_observations(flat, self.layout, learn and self.learns) if self.statistics else flat
 
     def _entities(self, obs: Any) -> tuple[np.ndarray, np.ndarray]:
         """Presence and features (N, E, 1 + D), and the same with absent entities, which may hold anything, as 0."""
