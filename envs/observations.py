@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from envs.masks import action_nvec
+
 NO_FLAT_FORM = (
     "The observation space {} has no fixed flat form; expected Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
     "Tuple of these."
@@ -15,24 +17,52 @@ NO_FLAT_FORM = (
 def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
     """A batch of observations as (N, D) float32, without a loop over environments; Discrete becomes one-hot.
 
+    Raises:
+        ValueError: a value outside of its Discrete, MultiDiscrete or MultiBinary space, with the environment's index;
+            a space without a flat form.
+
     >>> space = spaces.Dict({"cell": spaces.Discrete(3), "speed": spaces.Box(0, 1, (2,))})
     >>> flatten_observations(space, {"cell": np.array([2]), "speed": np.array([[0.5, 1.0]])}, num_envs=1)
     array([[0. , 0. , 1. , 0.5, 1. ]], dtype=float32)
     """
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
+    if isinstance(space, spaces.Box):
         return np.asarray(obs, np.float32).reshape(num_envs, -1)
-    if isinstance(space, spaces.Discrete):
-        return np.eye(space.n, dtype=np.float32)[np.asarray(obs) - space.start]
-    if isinstance(space, spaces.MultiDiscrete):
-        columns = (np.asarray(obs) - space.start).reshape(num_envs, -1).T
-        parts = [np.eye(n, dtype=np.float32)[column] for n, column in zip(space.nvec.ravel(), columns, strict=True)]
-    elif isinstance(space, spaces.Dict):
+    if isinstance(space, spaces.MultiBinary):
+        bits = np.asarray(obs, np.float32).reshape(num_envs, -1)
+        _check_inside(space, bits, (bits == 0) | (bits == 1))
+        return bits
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return _one_hot(space, np.asarray(obs).reshape(num_envs, -1))
+    if isinstance(space, spaces.Dict):
         parts = [flatten_observations(sub, obs[key], num_envs) for key, sub in space.spaces.items()]
     elif isinstance(space, spaces.Tuple):
         parts = [flatten_observations(sub, part, num_envs) for sub, part in zip(space.spaces, obs, strict=True)]
     else:
         raise ValueError(NO_FLAT_FORM.format(space))
     return np.concatenate(parts, axis=1)
+
+
+def _one_hot(space: gym.Space, values: np.ndarray) -> np.ndarray:
+    """Rows (N, sum(nvec)) float32 of values (N, K) of any dtype, without a table of size n x n."""
+    start, nvec = np.ravel(space.start).astype(np.int64), action_nvec(space)
+    with np.errstate(invalid="ignore"):  # NaN and inf become integers, which they do not equal
+        indices = values.astype(np.int64) - start
+    inside = indices.view(np.uint64) < nvec.view(np.uint64)  # negative ones are huge without their sign
+    if values.dtype.kind == "f":
+        inside &= values == indices + start
+    _check_inside(space, values, inside)
+    flat = np.zeros((len(values), nvec.sum()), np.float32)
+    flat[np.arange(len(values))[:, None], indices + (nvec.cumsum() - nvec)] = 1
+    return flat
+
+
+def _check_inside(space: gym.Space, values: np.ndarray, inside: np.ndarray) -> None:
+    if not inside.all():
+        row, entry = np.argwhere(~inside)[0]
+        raise ValueError(
+            f"Environment {row}: the observation holds {values[row, entry]} at entry {entry}, outside of its space "
+            f"{space}."
+        )
 
 
 def flat_size(space: gym.Space) -> int:

@@ -1,5 +1,7 @@
 """make_vec: foreign environments, mask conventions, SAME_STEP, statistics, and what bad environments get."""
 
+import tracemalloc
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -186,6 +188,46 @@ def test_flattening_matches_gymnasium():
     flat = flatten_observations(space, batch, 5)
     assert flat.shape == (5, flat_size(space)) and flat.dtype == np.float32
     np.testing.assert_array_equal(flat, [gym.spaces.flatten(space, sample) for sample in samples])
+
+
+def test_one_hot_needs_memory_for_its_rows_only():
+    """Not for a table of n x n, which is 1.5 GiB here."""
+    space = spaces.Dict(cell=spaces.Discrete(20_000), pair=spaces.MultiDiscrete([20_000, 3]))
+    obs = {"cell": np.array([0, 19_999]), "pair": np.array([[7, 0], [19_999, 2]])}
+    tracemalloc.start()
+    flat = flatten_observations(space, obs, 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert flat.nbytes == 2 * 40_003 * 4 and peak < 2.5 * flat.nbytes  # the parts, and both in one
+    assert np.argwhere(flat).tolist() == [[0, 0], [0, 20_007], [0, 40_000], [1, 19_999], [1, 39_999], [1, 40_002]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.float32, bool])
+def test_choices_of_any_dtype_are_one_hot(dtype):
+    assert flatten_observations(spaces.Discrete(2), np.array([1, 0], dtype), 2).tolist() == [[0, 1], [1, 0]]
+    pairs = np.array([[1, 1], [1, 0]], dtype)
+    flat = [[0, 1, 0, 0, 1], [0, 1, 0, 1, 0]]
+    assert flatten_observations(spaces.MultiDiscrete([2, 3], start=[0, -1]), pairs, 2).tolist() == flat
+    assert flatten_observations(spaces.MultiDiscrete([2, 3], np.uint8), pairs, 2)[:, :2].tolist() == [[0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("space, obs, words", [
+    (spaces.Discrete(5), [4, 5], r"Environment 1: .* holds 5 at entry 0, outside of its space Discrete\(5\)"),
+    (spaces.Discrete(5), [-1, 0], "Environment 0: the observation holds -1 "),
+    (spaces.Discrete(3, start=5), [7, 4], r"Environment 1: .* 4 at entry 0, .*Discrete\(3, start=5\)"),
+    (spaces.Discrete(100, start=100, dtype=np.int8), np.array([100, -128], np.int8), "Environment 1: .* holds -128 "),
+    (spaces.Discrete(5), [0.0, 1.5], "Environment 1: the observation holds 1.5 "),
+    (spaces.Discrete(5), [np.nan, 0], "Environment 0: the observation holds nan"),
+    (spaces.Discrete(5), [0, np.inf], "Environment 1: the observation holds inf"),
+    (spaces.MultiDiscrete([[2, 3]]), [[[1, 2]], [[2, 2]]], "Environment 1: .* 2 at entry 0, outside of"),
+    (spaces.MultiDiscrete([2, 3], start=[0, 4]), [[1, 4], [1, 7]], "Environment 1: .* 7 at entry 1, outside of"),
+    (spaces.MultiBinary(3), [[0, 1, 0], [0, 1, 2]], r"Environment 1: .* 2.0 at entry 2, .*MultiBinary\(3\)"),
+    (spaces.MultiBinary(3), [[0, 0.5, 0], [0, 1, 1]], "Environment 0: .* 0.5 at entry 1"),
+    (spaces.Dict(a=spaces.Tuple([spaces.Discrete(5)])), {"a": [[0, 9]]}, "Environment 1: .* holds 9"),
+])  # fmt: skip
+def test_observations_outside_of_their_space_name_the_environment(space, obs, words):
+    with pytest.raises(ValueError, match=words):
+        flatten_observations(space, obs, 2)
 
 
 def test_taxi_is_one_hot_with_its_own_mask():
