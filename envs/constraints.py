@@ -1,7 +1,8 @@
 """Action masks declared instead of filled: a mask function returns one constraint per named action field.
 
 An action type is a dict of named fields, each a nominal enumeration (`enum.IntEnum`; values need not start at 0 nor be
-contiguous). A mask function maps the observation to constraints, `In` or `Mask`, per field:
+contiguous). A mask function maps the observation to constraints, `In` or `Mask`, per field. A field that it leaves out
+is free; a constraint that names nothing leaves no legal value, which is an error.
 
 >>> class Gate(IntEnum):
 ...     NORTH = 10
@@ -13,10 +14,11 @@ contiguous). A mask function maps the observation to constraints, `In` or `Mask`
 array([[0, 1, 1]], dtype=int8)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -35,27 +37,31 @@ class In:
     """Only these values of the enumeration are legal.
 
     Args:
-        values: integers of shape (K,), or (N, K) for N environments. A value that the enumeration does not have is
-            ignored, so that -1 can pad rows of different length. K = 0 leaves the field unconstrained.
+        values: any collection of K whole numbers (list, tuple, set, range, array, enumeration members; floats, as
+            observations often are), the same for all environments; or one for each of N environments, an array (N, K)
+            or N collections of any length. A value that the enumeration does not have is ignored, so that -1 can pad.
 
     Example:
         >>> Size = IntEnum("Size", {"SMALL": 3, "LARGE": 7})
-        >>> legal_actions({"size": In([7])}, {"size": Size})
+        >>> legal_actions({"size": In({7.0})}, {"size": Size})
         array([[0, 1]], dtype=int8)
-        >>> legal_actions({"size": In([[3, -1], [3, 7]])}, {"size": Size}, num_envs=2)
+        >>> legal_actions({"size": In([[3], [3, 7]])}, {"size": Size}, num_envs=2)
         array([[1, 0],
                [1, 1]], dtype=int8)
         >>> legal_actions({"size": In([])}, {"size": Size})
-        array([[1, 1]], dtype=int8)
+        Traceback (most recent call last):
+        ...
+        ValueError: Environment 0: the constraint In on field 'size' leaves no legal value among Size(SMALL=3, LARGE=7).
+        Name one, or leave the field out: then it is free.
     """
 
-    values: ArrayLike
+    values: Collection | ArrayLike
 
     def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
         """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
-        values = np.asarray(self.values)
-        if values.size and values.dtype.kind not in "iu":
-            raise ValueError(f"Field {field!r}: In() takes integers of the enumeration, got dtype {values.dtype}.")
+        values = self.values
+        if not (isinstance(values, np.ndarray) and values.dtype.kind in "iu"):
+            values = _as_numbers(values, field, padding=members.max() + 1)
         if values.ndim not in (1, 2) or (values.ndim == 2 and len(values) != num_envs):
             raise ValueError(
                 f"Field {field!r}: In() takes values of shape (K,) or ({num_envs}, K), got {values.shape}."
@@ -75,7 +81,7 @@ class Mask:
 
     Args:
         flags: bool, or numbers that are 0 or 1, of shape (A,), or (N, A) for N environments. Another length is an
-            error; an empty constraint leaves the field unconstrained.
+            error; no flags at all leave no legal value.
 
     Example:
         >>> Machine = IntEnum("Machine", {"A": 1, "B": 2, "C": 3})
@@ -92,6 +98,8 @@ class Mask:
     def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
         """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
         count, flags = len(members), np.asarray(self.flags)
+        if flags.shape in ((0,), (num_envs, 0)):
+            flags = np.zeros(count, bool)
         if flags.shape not in ((count,), (num_envs, count)):
             raise ValueError(
                 f"Field {field!r}: Mask() takes one flag for each of its {count} members, of shape ({count},) or "
@@ -101,6 +109,39 @@ class Mask:
         if flags.dtype != bool and (legal != flags).any():
             raise ValueError(f"Field {field!r}: Mask() takes flags that are True or False (1 or 0), got {self.flags}.")
         return legal if legal.ndim == 2 else np.broadcast_to(legal, (num_envs, count))
+
+
+def _as_numbers(values: Any, field: str, padding: int) -> np.ndarray:
+    """What `In` takes as numbers (K,), or (N, K) where rows that are shorter than others end with `padding`."""
+    if hasattr(values, "__array__"):
+        values = np.asarray(values)
+        if values.dtype.kind in "iuf" and (np.isfinite(values) & (values == np.trunc(values))).all():
+            return values
+        values = values.tolist()
+    nested = isinstance(values, Collection) and any(
+        isinstance(value, Collection) and not isinstance(value, str) for value in values
+    )
+    if not nested:
+        return _as_row(values, f"Field {field!r}")
+    rows = [_as_row(row, f"Environment {i}, field {field!r}") for i, row in enumerate(values)]
+    padded = np.full((len(rows), max(map(len, rows))), padding, np.result_type(*rows))
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded
+
+
+def _as_row(values: Any, where: str) -> np.ndarray:
+    """A collection of whole numbers as an array (K,)."""
+    values = np.asarray(values).tolist() if hasattr(values, "__array__") else values
+    wrong = [values]
+    if isinstance(values, Collection):
+        wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, Real) or not float(v).is_integer()]
+    if wrong:
+        flags = " Flags, one for each member, go into Mask()." if isinstance(wrong[0], bool | np.bool_) else ""
+        raise ValueError(
+            f"{where}: In() takes a collection of whole numbers, values of the enumeration, got {wrong[0]!r}.{flags}"
+        )
+    return np.array(list(values))
 
 
 @lru_cache
@@ -113,17 +154,18 @@ def legal_actions(
 ) -> np.ndarray:
     """The flat action mask (N, sum of members) int8 that the constraints leave; fields are independent of each other.
 
-    A field without a constraint, or with an empty one, is unconstrained.
+    A field that has no constraint is free. That is the only way to say so: a constraint that names nothing is an error.
 
     Args:
-        constraints: what a mask function returned.
+        constraints: what a mask function returned; `{}` constrains nothing.
         fields: the action type: the enumeration of each named field, in the order of the action's components.
         num_envs: N.
         terminated: (N,) bool, states that nobody acts in, which may have no legal action; default none of them.
 
     Raises:
         TypeError: the mask function returned something else than a mapping of field names to `In` or `Mask`.
-        ValueError: an unknown field, a constraint of the wrong shape, or a field left with no legal value.
+        ValueError: an unknown field, a constraint of the wrong shape or with values that are no whole numbers, or
+            a field left with no legal value, which names the environment's index.
 
     Example:
         >>> Pick = IntEnum("Pick", {"CUBE": 5, "BALL": 6})
@@ -134,6 +176,7 @@ def legal_actions(
         Traceback (most recent call last):
         ...
         ValueError: Environment 1: the constraint In on field 'pick' leaves no legal value among Pick(CUBE=5, BALL=6).
+        Name one, or leave the field out: then it is free.
     """
     if not isinstance(constraints, Mapping):
         raise TypeError(
@@ -144,12 +187,15 @@ def legal_actions(
         raise ValueError(f"The mask function constrains unknown fields {unknown}; the action has {list(fields)}.")
     columns = []
     for name, enumeration in fields.items():
-        members, constraint = _values_of(enumeration), constraints.get(name)
-        if constraint is not None and not isinstance(constraint, In | Mask):
-            raise TypeError(f"Field {name!r}: expected In or Mask, got {type(constraint).__name__}.")
-        if constraint is None or np.size(next(iter(vars(constraint).values()))) == 0:
+        members = _values_of(enumeration)
+        if name not in constraints:
             columns.append(np.ones((num_envs, len(members)), bool))
             continue
+        constraint = constraints[name]
+        if not isinstance(constraint, In | Mask):
+            raise TypeError(
+                f"Field {name!r}: expected In or Mask, got {type(constraint).__name__}. Leave a free field out."
+            )
         legal = constraint.legal(name, members, num_envs)
         some = legal.any(axis=1) if terminated is None else legal.any(axis=1) | terminated
         if not some.all():
@@ -157,7 +203,8 @@ def legal_actions(
             names = ", ".join(f"{member.name}={int(member)}" for member in list(enumeration)[:8])
             raise ValueError(
                 f"Environment {empty[0]}: the constraint {type(constraint).__name__} on field {name!r} leaves no legal "
-                f"value among {enumeration.__name__}({names}{', ...' if len(members) > 8 else ''})."
+                f"value among {enumeration.__name__}({names}{', ...' if len(members) > 8 else ''}). Name one, or leave "
+                f"the field out: then it is free."
             )
         columns.append(legal)
     return np.concatenate(columns, axis=1, dtype=np.int8)

@@ -5,6 +5,7 @@ from enum import IntEnum
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,9 +48,82 @@ def test_batched_and_broadcast_constraints():
     assert mask.tolist() == [[1, 0, 0, 0, 1], [0, 1, 1, 0, 1]]
 
 
-@pytest.mark.parametrize("constraint", [In([]), In(np.zeros((2, 0), int)), Mask([])])
-def test_an_empty_constraint_leaves_the_field_free(constraint):
-    assert legal_actions({"tool": constraint}, FIELDS, num_envs=2).all()
+ROW = st.lists(st.integers(-5, 45) | st.integers(-5, 45).map(float), max_size=5).map(lambda row: [*row, 40])
+KINDS = [list, tuple, set, frozenset, dict.fromkeys, lambda row: dict.fromkeys(row).keys(), np.array,
+         lambda row: np.array(row, np.float32), lambda row: np.array(row, object), torch.tensor]  # fmt: skip
+
+
+@given(st.lists(st.tuples(ROW, st.sampled_from(KINDS)), min_size=1, max_size=6), st.sampled_from([list, tuple]))
+def test_in_takes_any_collections_of_any_length(rows, outer):
+    values = outer(kind(row) for row, kind in rows)
+    expected = [[int(member in row) for member in Tool] + [1, 1] for row, _ in rows]
+    assert legal_actions({"tool": In(values)}, FIELDS, num_envs=len(rows)).tolist() == expected
+    shared = legal_actions({"tool": In(values[0])}, FIELDS, num_envs=3)
+    assert shared.tolist() == [expected[0]] * 3
+
+
+@pytest.mark.parametrize("values, first, second", [
+    (range(6, 41), [1, 0, 1], [1, 0, 1]),
+    (Tool, [1, 1, 1], [1, 1, 1]),
+    ([Tool.AXE, 40.0], [0, 1, 1], [0, 1, 1]),
+    (np.array([[7.0, -1.0], [-3.0, 40.0]], np.float32), [1, 0, 0], [0, 1, 1]),
+    (np.array([7, 200], np.uint8), [1, 0, 0], [1, 0, 0]),
+    ([[7, 2**70], [1e300, 40]], [1, 0, 0], [0, 0, 1]),  # huge ones are no tools
+    (np.array([{7, -3}, {40}], object), [1, 1, 0], [0, 0, 1]),
+    ([[Tool.SAW], range(-3, 41)], [1, 0, 0], [1, 1, 1]),
+])  # fmt: skip
+def test_what_in_takes(values, first, second):
+    assert legal_actions({"tool": In(values)}, FIELDS, num_envs=2)[:, :3].tolist() == [first, second]
+
+
+@pytest.mark.parametrize("constraint, row", [
+    (In([]), 0),
+    (In(()), 0),
+    (In(set()), 0),
+    (In(range(0)), 0),
+    (In(np.array([])), 0),
+    (In(np.zeros((2, 0), int)), 0),
+    (In([[], []]), 0),
+    (In([[7], []]), 1),
+    (In([{7}, set()]), 1),
+    (In([np.array([7]), np.array([], int)]), 1),
+    (In([-1, 8]), 0),
+    (In([[7, -1], [-1, -1]]), 1),
+    (In(np.array([[7.0], [-1.0]])), 1),
+    (Mask([]), 0),
+    (Mask(np.zeros((2, 0))), 0),
+])  # fmt: skip
+def test_a_constraint_that_names_nothing_fails_closed(constraint, row):
+    words = f"Environment {row}: the constraint {type(constraint).__name__} on field 'tool' leaves no legal value"
+    with pytest.raises(ValueError, match=words + ".*leave the field out"):
+        legal_actions({"tool": constraint}, FIELDS, num_envs=2)
+    ended = np.array([True, True])
+    assert legal_actions({"tool": constraint}, FIELDS, 2, ended)[row].tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("values, words", [
+    ([1.5], "'tool': In.. takes a collection of whole numbers.* got 1.5"),
+    ([7, np.nan], "'tool'.*whole numbers.* got nan"),
+    (np.array([7, np.inf]), "'tool'.*whole numbers.* got inf"),
+    (["a"], "'tool'.*whole numbers.* got 'a'"),
+    ("a", "'tool'.*whole numbers.* got 'a'"),
+    ([None], "'tool'.*whole numbers.* got None"),
+    ([True, False], "'tool'.*whole numbers.* got True. Flags, .*Mask"),
+    ([7, True], "'tool'.* got True. Flags, .*Mask"),
+    (np.array([True, False]), "'tool'.* got True. Flags, .*Mask"),
+    (7, "'tool'.*a collection of whole numbers.* got 7"),
+    ((value for value in [7]), "'tool'.*a collection of whole numbers.* got <generator"),
+    ([[7], [1.5]], "Environment 1, field 'tool'.* got 1.5"),
+    ([[7], 40], "Environment 1, field 'tool'.*a collection .* got 40"),
+    (np.array([[7.0], [np.nan]]), "Environment 1, field 'tool'.* got nan"),
+    ([[True, True], [True, True]], "Environment 0, field 'tool'.* got True. Flags, .*Mask"),
+    ([[7], [7], [7]], r"'tool'.*\(K,\) or \(2, K\), got \(3, 1\)"),
+    (np.array([[[7]], [[7]]]), r"'tool'.*\(K,\) or \(2, K\), got \(2, 1, 1\)"),
+    (np.int64(7), r"'tool'.*\(K,\) or \(2, K\), got \(\)"),
+])  # fmt: skip
+def test_what_in_refuses(values, words):
+    with pytest.raises(ValueError, match=words):
+        legal_actions({"tool": In(values)}, FIELDS, num_envs=2)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +135,9 @@ def test_an_empty_constraint_leaves_the_field_free(constraint):
         ({"hand": Mask([[1, 0]] * 3)}, ValueError, r"\(2, 2\), got \(3, 2\)"),
         ({"hand": Mask([0.5, 1])}, ValueError, "True or False"),
         ({"hand": Mask([np.nan, 1])}, ValueError, "True or False"),
-        ({"hand": In([1.0])}, ValueError, "integers"),
         ({"foot": In([1])}, ValueError, r"unknown fields \['foot'\].*\['tool', 'hand'\]"),
         ({"hand": [1]}, TypeError, "expected In or Mask, got list"),
+        ({"hand": None}, TypeError, "'hand'.*expected In or Mask, got NoneType. Leave a free field out"),
         ([In([1])], TypeError, "dict of field names"),
     ],
 )
