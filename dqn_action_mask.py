@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
-import tyro
 from torch import Tensor
 from torch.nn import functional as F
 
 from envs.masks import check_action_mask, illegal_actions
 from experiment import Adam, Flags, OnHost, Run
-from experiment.flags import Count, Natural, Positive, PositiveShare, Share, check_shares
+from experiment.flags import Count, Natural, Positive, PositiveShare, Share, check_shares, parse
 
 METRICS = ("td_loss", "q_values")
 
@@ -341,4 +340,4 @@ def main(args: Args) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -20,13 +20,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn as nn
-import tyro
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from experiment import Adam, Flags, Run
-from experiment.flags import Count, NonNegative, Positive, Share, check_rollout
+from experiment.flags import Count, NonNegative, Positive, Share, check_rollout, parse
 
 METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "loss")
 
@@ -500,4 +499,4 @@ def main(args: Args) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    main(parse(Args))

@@ -79,7 +79,7 @@ import importlib, json, sys
 if sys.argv[2]:
     importlib.import_module(sys.argv[2]).prepare()
 script = importlib.import_module(sys.argv[1])
-print("SCORES", json.dumps(script.main(script.tyro.cli(script.Args, args=sys.argv[3:]))))
+print("SCORES", json.dumps(script.main(script.parse(script.Args, sys.argv[3:]))))
 """
 
 

@@ -10,6 +10,7 @@
 | `foreign.py` | environments that others wrote: their conventions, and what may be wrong with them |
 | `statistics.py` | running statistics, with which observations and rewards are scaled |
 | `uniform.py` | `UniformVectorEnv`: what the scripts step, the same for every environment |
+| `episodes.py` | episodes played by an agent: scores, and moments to draw |
 | `make.py` | `make_vec`: from an id and its arguments to a `UniformVectorEnv` |
 """
 

@@ -242,7 +242,7 @@ class GuestBatch(VectorWrapper):
                     f"An episode ended, and the infos of {self.env} hold {sorted(infos)}: expected final_obs and "
                     f"final_info, the last observation and info of it, as Gymnasium's SAME_STEP mode gives them."
                 )
-            known = {key: infos["final_info"][key] for key in KNOWN if key in infos["final_info"]}
+            known = {key: np.array(infos["final_info"][key], float) for key in KNOWN if key in infos["final_info"]}
             given |= {"final_obs": deepcopy(infos["final_obs"]), "final_info": known | self._read(infos["final_info"])}
         return deepcopy(obs), rewards, terminations.astype(bool), truncations.astype(bool), given
 

@@ -30,6 +30,10 @@ class Statistics:
         self.obs = RunningMeanStd(epsilon=0) if observations else None
         self.returns = RunningMeanStd(epsilon=0) if rewards else None
 
+    def __bool__(self) -> bool:
+        """Whether anything is scaled."""
+        return bool(self._kept())
+
     def scale_observations(self, obs: np.ndarray, layout: str, learn: bool) -> np.ndarray:
         """Observations in a layout of `UniformVectorEnv`, scaled, float32; with `learn` they count first."""
         if self.obs is None:

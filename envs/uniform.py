@@ -90,7 +90,7 @@ class UniformVectorEnv(VectorWrapper):
             )
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self.statistics, self.learns, self.obs_dtype = statistics, learns, flat_dtype(self.raw_space)
+        self.statistics, self.learns, self.obs_dtype = statistics or None, learns, flat_dtype(self.raw_space)
         if statistics and statistics.obs:
             self.obs_dtype = np.dtype(np.float32)
         if layout != "grid":

@@ -1,6 +1,9 @@
 """TensorBoard and the progress bar: a run's folder, its tags, text and HParams, and the tab that compares runs."""
 
 import time
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from experiment.notes import attempt, say
+
+LARGE, PATIENCE = 100, 50  # returns that a value takes long to reach; logs, a fifth of a long training
 LAYOUT = {  # the tab Custom Scalars: title of each chart, and regular expressions of the tags in it
     "Runs compared": {
         "return while training": ["Multiline", ["charts/episodic_return$"]],
@@ -26,40 +32,61 @@ class Board:
     """The run's folder, which a new run makes under runs/, and all that is shown of it. Rank 0 alone has one.
 
     Args:
-        args: the flags of a script.
-        resumed: the folder of the run to continue, or None.
+        args: the flags of a script; with `resume` it is the folder of that checkpoint.
         step: environment steps so far; what the folder holds of later ones is hidden.
         last_step: environment steps at the end.
     """
 
-    def __init__(self, args: Any, resumed: Path | None, step: int, last_step: int):
-        name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}__{int(time.time())}"
-        self.args, self.folder = args, resumed or Path("runs") / name.replace(":", "-")
-        self.folder.mkdir(parents=True, exist_ok=resumed is not None)
+    def __init__(self, args: Any, step: int, last_step: int):
+        self.args, self.folder = asdict(args), Path(args.resume).parent if args.resume else new_folder(args)
+        self.checkpoint = self.folder / "checkpoint.pt"
         if args.track:
             import wandb
 
-            wandb.init(project=args.wandb_project_name, name=self.folder.name, config=vars(args), sync_tensorboard=True)
-        self.writer = SummaryWriter(self.folder, purge_step=step if resumed else None)
-        rows = "\n".join(f"|{key}|{value}|" for key, value in vars(args).items())
+            wandb.init(project=args.wandb_project_name, name=self.folder.name, config=self.args, sync_tensorboard=True)
+        self.writer = SummaryWriter(self.folder, purge_step=step if args.resume else None)
+        rows = "\n".join(f"|{key}|{value}|" for key, value in self.args.items())
         self.writer.add_custom_scalars(LAYOUT)
         self.writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
         self.bar = tqdm(total=last_step, initial=step, unit="step", unit_scale=True)
+        self.blind = 0  # logs in a row in which the value explained nothing
 
+    @attempt("TensorBoard's file is not written")
     def log(self, scalars: dict[str, Any], returns: list[float], lengths: list[int], step: int) -> None:
         """Write scalars by tag, with the speed so far, and the mean return and length of episodes if there are any."""
         scalars["charts/SPS"] = int((step - self.bar.initial) / self.bar.format_dict["elapsed"])
         if returns:
             scalars |= {"charts/episodic_return": np.mean(returns), "charts/episodic_length": np.mean(lengths)}
             self.bar.set_postfix_str(f"return {np.mean(returns):.2f}", refresh=False)
+            lost = abs(np.mean(returns)) > LARGE and scalars.get("losses/explained_variance", 1) < 0.05
+            self.blind = self.blind + 1 if lost else 0
+            if self.blind == PATIENCE:
+                say(f"The value explains nothing of returns around {np.mean(returns):.0f}: try --norm-reward.")
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
         self.writer.file_writer.add_summary(Summary(value=values), step)  # one event: add_scalar writes one for each
 
-    def show_scores(self, scores: dict[str, float], step: int) -> None:
-        """Print the scores of an evaluation; write them as scalars, and beside the flags as HParams."""
-        print("Evaluation: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
+    @attempt("TensorBoard's file lacks scores")
+    def show_scores(self, scores: dict[str, float], suffix: str, step: int) -> None:
+        """Print the scores of an evaluation, and write them as scalars, at once."""
+        print("Evaluation: " + ", ".join(f"{key}{suffix} {value:.3f}" for key, value in scores.items()), flush=True)
         for key, value in scores.items():
-            self.writer.add_scalar(f"eval/{key}", value, step)
-        flags = {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(self.args).items()}
+            self.writer.add_scalar(f"eval/{key}{suffix}", value, step)
+        self.writer.flush()
+
+    @attempt("TensorBoard's file lacks scores beside flags")
+    def compare(self, scores: dict[str, float]) -> None:
+        """Write all scores beside the flags, as HParams."""
+        flags = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.args.items()}
         for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
             self.writer.file_writer.add_summary(summary)  # add_hparams opens another file, all scores again at step 0
+
+
+def new_folder(args: Any) -> Path:
+    """Make the folder of a new run, whose name ends with the time in seconds: a later one if that is taken."""
+    name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}".replace(":", "-")
+    Path("runs").mkdir(exist_ok=True)
+    for second in count(int(time.time())):
+        folder = Path("runs") / f"{name}__{second}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder

@@ -1,79 +1,110 @@
 """Checkpoint files: written whole or not at all, loaded without running code, refused with a reason."""
 
+import hashlib
+import io
 import os
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from experiment.flags import flag
+from experiment.notes import say
+
 # Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
-RUNTIME_FLAGS = ("resume", "eval_only", "eval_episodes", "capture_video", "device", "checkpoint_every", "track")
-EVAL_FLAGS = ("env_kwargs",)  # with --eval-only those of the command line count where they are given
+RUNTIME_FLAGS = {"resume", "eval_only", "eval_episodes", "eval_max_steps"}
+RUNTIME_FLAGS |= {"capture_video", "device", "checkpoint_every", "track"}
 # The part of an observation's shape that an agent is bound to: when evaluated, it reads sets and maps of any size.
 BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}
-FORMAT = 2  # of the file; raised when its meaning changes
+FORMAT = 3  # of the file; raised when its meaning changes
+PREVIOUS = "checkpoint_previous.pt"  # beside a checkpoint, the one before it
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write to a temporary name and move it into place, so that a kill at any moment leaves a whole file."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(checkpoint | {"format": FORMAT}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write to a temporary name and move it into place, so that a kill at any moment leaves a whole file.
+
+    Its SHA-256 stands behind torch's archive, where torch.load does not look. The checkpoint that was there is kept as
+    PREVIOUS, on file systems that know hard links.
+
+    Raises:
+        OSError: it could not be written; the checkpoint that was there is as it was.
+    """
+    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    torch.save(checkpoint | {"format": FORMAT}, buffer)
+    try:
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.write(hashlib.sha256(buffer.getbuffer()).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(OSError):
+            path.with_name(PREVIOUS).unlink(missing_ok=True)
+            path.with_name(PREVIOUS).hardlink_to(path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], Any]:
-    """Load a checkpoint, and the flags it was trained with.
+    """Load the checkpoint that a flag names, and the flags it was trained with.
 
     Args:
-        path: the file.
-        args: the dataclass of the command line's flags; it has a default for each.
+        path: the file that `resume` or `eval_only` names.
+        args: the dataclass of the command line's flags.
         script: the script that must have written it, without ".py".
 
     Returns:
-        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS and, with
-        `eval_only`, for given EVAL_FLAGS.
+        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS, flags that it
+        does not know, and where they were given `total_timesteps` on resume, `env_kwargs` in evaluation.
 
     Raises:
-        ValueError: no such file, not a whole one, one of another script or version, or a flag that contradicts the
-            checkpoint's.
+        ValueError: no such file, not a whole one, one of another script or version, weights that are no numbers, or a
+            flag that was given and contradicts the checkpoint's.
     """
-    flag = "eval-only" if args.eval_only else "resume"
+    given, previous = f"--{'resume' if args.resume else 'eval-only'} {path}", Path(path).with_name(PREVIOUS)
     if not Path(path).is_file():
-        raise ValueError(f"--{flag} {path}: there is no such file; expected the checkpoint.pt of a run under runs/.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        writer, saved = checkpoint["script"], checkpoint["args"]
-    except Exception as error:
-        raise ValueError(
-            f"--{flag} {path}: not a whole checkpoint of these scripts ({type(error).__name__}). A truncated file "
-            f"cannot be continued; name another one, or start again."
-        ) from error
-    if writer != script:
-        raise ValueError(f"--{flag} {path}: a checkpoint of {writer}.py, expected one of {script}.py.")
-    if checkpoint.get("format", 1) != FORMAT:
-        raise ValueError(f"--{flag} {path}: written by another version of {script}.py; use that one, or train anew.")
-    for name, value in vars(args).items():
-        if name in RUNTIME_FLAGS or (args.eval_only and name in EVAL_FLAGS and value):
-            saved[name] = value
-        elif value not in (getattr(type(args)(), name), saved[name]):
-            given = f"--{name.replace('_', '-')} {value}: the checkpoint was trained with {saved[name]}."
-            raise ValueError(f"{given} A checkpoint brings its own flags; leave this one out, or start a new run.")
-    return checkpoint, type(args)(**saved)
+        raise ValueError(f"{given}: there is no such file; expected the checkpoint.pt of a run under runs/.")
+    content, other = memoryview(Path(path).read_bytes()), f" The one before is {previous}." if previous.exists() else ""
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise ValueError(f"{given}: not a whole checkpoint of these scripts, for its checksum does not fit.{other}")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if checkpoint["script"] != script:
+        raise ValueError(f"{given}: a checkpoint of {checkpoint['script']}.py, expected one of {script}.py.")
+    if checkpoint["format"] != FORMAT:
+        raise ValueError(f"{given}: written by another version of {script}.py; use that one, or train anew.")
+    if not all(weights.isfinite().all() for weights in checkpoint["model"].values()):
+        raise ValueError(f"{given}: the agent's weights hold NaN or inf.{other}")
+    flags, saved = asdict(args), checkpoint["args"]
+    for one in flags.keys() ^ saved.keys():
+        counts = f"does not know {flag(one)}: {flags[one]} counts" if one in flags else f"knows {flag(one)}: ignored"
+        say(f"{given} {counts}, for this {script}.py has other flags.")
+    free = RUNTIME_FLAGS | (args.given & {"total_timesteps" if args.resume else "env_kwargs"})
+    bound = {key: value for key, value in saved.items() if key in flags.keys() - free}
+    for key in args.given & bound.keys():
+        if flags[key] != bound[key]:
+            clash = f"{flag(key)} {flags[key]}: the checkpoint was trained with {bound[key]}."
+            raise ValueError(f"{clash} A checkpoint brings its own flags; leave this one out, or start a new run.")
+    return checkpoint, type(args)(**flags | bound)
 
 
-def check_shapes(run: Any) -> None:
-    """Refuse a checkpoint whose agent saw other observations or had other choices (ValueError)."""
+def restore_shared(run: Any) -> None:
+    """Restore what is the same on all ranks: the agent, its optimizer.
+
+    Raises:
+        ValueError: the agent saw other observations or had other choices, or the script keeps more than the file holds.
+    """
     saved, found = run.checkpoint, run.shapes
     bound = BOUND[run.envs.layout] if run.args.eval_only else slice(None)
     if (list(saved["obs_shape"])[bound], saved["nvec"]) != (found["obs_shape"][bound], found["nvec"]):
-        raise ValueError(
-            f"{run.path}: trained on {saved['obs_shape']} observations and {saved['nvec']} choices; {run.args.env_id} "
-            f"has {found['obs_shape']} and {found['nvec']}: another version of it."
-        )
+        was, is_now = (f"{x['obs_shape']} observations and {x['nvec']} choices" for x in (saved, found))
+        raise ValueError(f"{run.path}: trained on {was}; {run.args.env_id} has {is_now}: another version of it.")
+    if missing := (run.shared.keys() | run.own.keys()) - saved.keys() - saved["ranks"][0].keys():
+        raise ValueError(f"{run.path}: holds no {', '.join(sorted(missing))}, which {run.script}.py keeps; train anew.")
+    for name, thing in run.shared.items():
+        thing.load_state_dict(saved[name])
 
 
 def rank_state(run: Any) -> dict[str, Any]:
@@ -88,28 +119,41 @@ def rank_state(run: Any) -> dict[str, Any]:
     return state | {name: swap_arrays(thing.get_state()) for name, thing in run.own.items()}
 
 
-def restore_rank(run: Any, seed: int) -> None:
+def restore_rank(run: Any) -> None:
     """Restore this rank's own state; environments that cannot be saved restart, with another seed.
 
     Raises:
-        ValueError: the checkpoint was written by another number of ranks.
+        ValueError: the checkpoint was written by another number of ranks, or all steps are played already.
     """
     ranks, run.iteration = run.checkpoint["ranks"], run.checkpoint["iteration"]
+    run.global_step = run.iteration * run.steps
+    say_what_total_changes(run)
     if len(ranks) != run.world_size:
-        raise ValueError(
-            f"--resume {run.path}: written by {len(ranks)} ranks, not {run.world_size}; expected torchrun "
-            f"--nproc-per-node {len(ranks)}."
-        )
+        known = f"{run.path}: written by {len(ranks)} ranks, not {run.world_size}"
+        raise ValueError(f"--resume {known}; expected torchrun --nproc-per-node {len(ranks)}.")
+    # Without what the first reset, which is not played on, has added.
+    run.statistics.load_state_dict(run.checkpoint["statistics"])
     mine = ranks[run.rank]
     run.generator.set_state(mine["generator"])
     run.rng.bit_generator.state = mine["rng"]
     torch.set_rng_state(mine["torch"])
     if mine["envs"] is None:
-        print(f"{run.args.env_id} cannot be saved, so its environments restart; the agent and its optimizer continue.")
-        run.envs.reset(seed=seed + run.iteration * run.args.num_envs)
+        say(f"{run.args.env_id} cannot be saved, so its environments restart; the agent and its optimizer continue.")
+        run.envs.reset(seed=run.seed + run.iteration * run.args.num_envs)
     for name, thing in run.own.items():
         if mine[name] is not None:
             thing.set_state(swap_arrays(mine[name]))
+
+
+def say_what_total_changes(run: Any) -> None:
+    """Say what another total of steps does to a training that goes on; refuse one that is past already (ValueError)."""
+    before, now = run.checkpoint["args"]["total_timesteps"], run.args.total_timesteps
+    if now != before:
+        given = f"--total-timesteps {now} instead of {before}, of which {run.global_step} are played"
+        if run.iteration >= run.num_iterations:
+            raise ValueError(f"{given}; expected more than that.")
+        left = " to ".join(f"{1 - run.iteration / (total // run.steps):.1%}" for total in (before, now))
+        say(f"{given}: a step size that is annealed jumps from {left} of its first value.")
 
 
 def swap_arrays(state: Any) -> Any:
@@ -122,4 +166,4 @@ def swap_arrays(state: Any) -> Any:
         return {key: swap_arrays(value) for key, value in state.items()}
     if isinstance(state, torch.Tensor):
         return state.numpy()
-    return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
+    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state

@@ -2,12 +2,16 @@
 
 import importlib.util
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 import tyro
+
+from experiment.notes import say
 
 
 class Range(NamedTuple):
@@ -37,14 +41,15 @@ class Flags:
     """A script's `Args` inherits these and adds those of its algorithm.
 
     It has a method `check(world_size)`, which refuses flags that do not fit together (ValueError) and returns the
-    environment steps of an iteration over all environments.
+    environment steps of an iteration over all environments. `given` holds the names of the flags that were given: those
+    of a command line (`parse`), and in Python code those that differ from their default.
     """
 
     # Experiment
     exp_name: str | None = None
-    """name of the experiment, the first part of the run's folder under runs/; default: the script's"""
+    """name of the experiment, a part of the name of the run's folder under runs/; default: the script's"""
     seed: Seed = 1
-    """seed of everything random; rank r adds r"""
+    """seed of everything random; ranks derive theirs from it"""
     track: bool = False
     """log to Weights & Biases too (pip install wandb)"""
     wandb_project_name: str = "masked-rl"
@@ -56,9 +61,11 @@ class Flags:
     checkpoint_every: Natural = 0
     """iterations between checkpoints during training; 0: none"""
     resume: str | None = None
-    """checkpoint.pt of a run to continue, with that run's flags and in its folder"""
+    """checkpoint.pt of a run to continue, with that run's flags and in its folder; --total-timesteps may prolong it"""
     eval_episodes: Natural = 100
     """episodes played after training, as trained and again with the mask removed; 0: none"""
+    eval_max_steps: Count = 5_000
+    """steps after which such an episode is cut, for an agent without the mask may play one for ever"""
     eval_only: str | None = None
     """checkpoint.pt of an agent to evaluate without training"""
 
@@ -71,6 +78,11 @@ class Flags:
     """environments over all ranks, each stepped once before every action"""
     async_envs: bool = False
     """one process for each environment, for slow ones that others wrote"""
+
+    norm_obs: bool = False
+    """scale observations by their running mean and deviation, which a checkpoint holds and evaluation leaves alone"""
+    norm_reward: bool = False
+    """scale rewards by the running deviation of the discounted return; logged returns stay as they are"""
 
     # Mask
     mask_mode: Literal["mask", "naive", "penalty", "none"] = "mask"
@@ -90,6 +102,23 @@ class Flags:
     num_threads: Count = 1
     """torch's CPU threads in each process; small networks gain nothing from more"""
 
+    def __post_init__(self):
+        self.given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+
+
+def parse(kind: type[Flags], words: Sequence[str] | None = None) -> Any:
+    """The flags of the command line, or of these words in its place."""
+    words = sys.argv[1:] if words is None else words
+    args = tyro.cli(kind, args=words)
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    args.given = {field.name for field in fields(args) if {field.name, f"no_{field.name}"} & names}
+    return args
+
+
+def flag(name: str) -> str:
+    """The flag as one writes it, "--num-envs" for "num_envs"."""
+    return f"--{name.replace('_', '-')}"
+
 
 def check_flags(args: Any, world_size: int) -> int:
     """Refuse what cannot work before any time is spent on it, and return the environment steps of one iteration.
@@ -98,28 +127,33 @@ def check_flags(args: Any, world_size: int) -> int:
         ValueError: names the flag, what was given and what was expected.
     """
     for name, hint in get_type_hints(type(args), include_extras=True).items():
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        value = getattr(args, name)
         limits = [x for part in (hint, *get_args(hint)) for x in getattr(part, "__metadata__", ()) if type(x) is Range]
         if limits and value is not None and not (math.isfinite(value) and limits[0].holds(value)):
-            raise ValueError(f"{flag} {value}: expected {limits[0].words}.")
+            raise ValueError(f"{flag(name)} {value}: expected {limits[0].words}.")
+    if Path(args.exp_name).parts != (args.exp_name,):
+        raise ValueError(f"--exp-name {args.exp_name!r}: expected a name that a folder can have, without a /.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; use --device auto or cpu, or install torch for CUDA.")
     if args.track and importlib.util.find_spec("wandb") is None:
         raise ValueError("--track needs Weights & Biases: pip install wandb, or leave --track out.")
     if args.eval_only and args.eval_episodes == 0:
         raise ValueError("--eval-only plays episodes: expected --eval-episodes of at least 1.")
+    if args.eval_only and (args.capture_video or args.track):
+        raise ValueError("--eval-only makes no folder for --capture-video and --track to write into; leave them out.")
     check_shares(args, world_size, "num_envs")
     steps = args.check(world_size)
     if args.total_timesteps < steps:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {steps} steps.")
+    if (left_over := args.total_timesteps % steps) and not args.eval_only:
+        say(f"--total-timesteps {args.total_timesteps}: {steps} are played at a time, so {left_over} are left over.")
     return steps
 
 
 def check_shares(args: Any, world_size: int, name: str) -> None:
     """Refuse a total that the ranks cannot share evenly (ValueError)."""
-    flag = f"--{name.replace('_', '-')} {getattr(args, name)}"
-    if getattr(args, name) % world_size:
-        raise ValueError(f"{flag} is a total that the ranks share; expected a multiple of {world_size}.")
+    if (total := getattr(args, name)) % world_size:
+        raise ValueError(f"{flag(name)} {total} is a total that the ranks share; expected a multiple of {world_size}.")
 
 
 def check_rollout(args: Any, world_size: int) -> int:

@@ -2,9 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """The seed of a rank, whose streams no other rank has, nor one of another seed; rank 0 has the seed itself."""
+    return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]) if rank else seed
 
 
 @torch.compiler.disable  # a graph is cut in two here

@@ -189,7 +189,7 @@ def test_termination_does_not_bootstrap(tmp_path, monkeypatch):
 def test_bad_flags_are_refused(tmp_path, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=words):
-        dqn.main(dqn.tyro.cli(dqn.Args, args=flags))
+        dqn.main(dqn.parse(dqn.Args, flags))
     assert not (tmp_path / "runs").exists()
 
 

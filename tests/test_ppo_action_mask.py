@@ -69,7 +69,7 @@ def test_acting_in_numpy_draws_from_the_policy(nvec, masked):
 ])  # fmt: skip
 def test_bad_flags_are_refused(flags, words):
     with pytest.raises(ValueError, match=words):
-        ppo.main(ppo.tyro.cli(ppo.Args, args=flags))
+        ppo.main(ppo.parse(ppo.Args, flags))
 
 
 @pytest.mark.parametrize("kind", ["binary", "discrete"])

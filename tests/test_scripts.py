@@ -17,6 +17,7 @@ from script import assert_same, checkpoint, run, run_folder, start, tensorboard
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from envs.worlds.drawing import action_map
+from experiment.checkpoint import save_checkpoint
 
 SMALL = {  # iterations of 32 steps
     "ppo_action_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0"),
@@ -58,7 +59,7 @@ def script(request):
 
 def main(script, *flags):
     module = importlib.import_module(script)
-    return module.main(module.tyro.cli(module.Args, args=flags))
+    return module.main(module.parse(module.Args, flags))
 
 
 def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
@@ -130,15 +131,15 @@ def test_killed_and_resumed_equals_never_stopped(tmp_path, case):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_says_where_and_exits_cleanly(script, tmp_path, signum):
+def test_a_signal_saves_says_where_and_exits_as_shells_expect(script, tmp_path, signum):
     process = start(tmp_path, script, *SMALL[script], "--total-timesteps", "10000000", "--checkpoint-every", "5")
     deadline = time.time() + 120
     while not list(tmp_path.glob("runs/*/checkpoint.pt")) and time.time() < deadline:
         time.sleep(0.05)
     process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    assert f"Stopped by {signum.name}. Continue with --resume runs" in out
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, err
+    assert f"Stopped by {signum.name}. Continue with --resume runs" in err and "Traceback" not in err
     assert checkpoint(tmp_path)["iteration"] >= 5
 
 
@@ -148,10 +149,9 @@ def test_a_foreign_env_restarts_on_resume_and_says_so(script, tmp_path, monkeypa
     main(script, *flags)
     path = run_folder(tmp_path) / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
-    saved["iteration"] = 10
-    torch.save(saved, path)
+    save_checkpoint(path, saved | {"iteration": 10})
     main(script, "--resume", str(path))
-    assert "its environments restart" in capsys.readouterr().out
+    assert "its environments restart" in capsys.readouterr().err
     assert checkpoint(tmp_path)["iteration"] == 20
 
 
@@ -207,7 +207,7 @@ def test_an_env_without_a_renderer_has_no_picture_of_it(script, env_id, tmp_path
     main(script, *SMALL[script], "--env-id", env_id, "--total-timesteps", "64", "--eval-episodes", "2")
     tags = tensorboard(tmp_path).Tags()
     assert set(tags["images"]) == IMAGES[script] - {"agent"} and "eval/episodic_return" in tags["scalars"]
-    assert "picture" not in capsys.readouterr().out
+    assert "picture" not in "".join(capsys.readouterr())
 
 
 def test_a_renderer_that_fails_costs_the_picture_only(tmp_path, monkeypatch, capsys):
@@ -215,9 +215,10 @@ def test_a_renderer_that_fails_costs_the_picture_only(tmp_path, monkeypatch, cap
     script = "ppo_action_mask"
     flags = (*SMALL[script], "--env-id", "worlds:Test/Screenless-v0", "--total-timesteps", "64", "--eval-episodes", "2")
     assert main(script, *flags)
-    assert "No picture of the agent: there is no screen" in capsys.readouterr().out
+    assert "No picture of the agent: there is no screen" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="there is no screen"):
         main(script, *flags, "--capture-video", "--exp-name", "video")
+    assert not list((tmp_path / "runs").glob("*video*"))  # refused before the training
 
 
 def test_the_action_map_shows_who_acts_and_what():
@@ -277,7 +278,7 @@ def test_a_trained_agent_is_evaluated_in_a_larger_world(script, kwargs, tmp_path
         main(script, "--resume", str(trained), "--env-kwargs", *kwargs)
 
 
-def test_bad_checkpoints_are_refused_and_left_as_they_were(script, tmp_path, trained):
+def test_bad_checkpoints_are_refused_and_left_as_they_were(script, tmp_path, trained, monkeypatch):
     whole = trained.read_bytes()
     broken = tmp_path / "checkpoint.pt"
     broken.write_bytes(whole[: len(whole) // 2])
@@ -286,15 +287,17 @@ def test_bad_checkpoints_are_refused_and_left_as_they_were(script, tmp_path, tra
     assert broken.read_bytes() == whole[: len(whole) // 2]
 
     state = torch.load(trained, weights_only=True)
-    torch.save(state | {"script": "other"}, broken)
+    save_checkpoint(broken, state | {"script": "other"})
     with pytest.raises(ValueError, match=f"a checkpoint of other.py, expected one of {script}.py"):
         main(script, "--resume", str(broken))
     with pytest.raises(ValueError, match="--env-id Taxi-v4: the checkpoint was trained with Masked/"):
         main(script, "--resume", str(trained), "--env-id", "Taxi-v4")
-    torch.save({key: value for key, value in state.items() if key != "format"}, broken)
+    with monkeypatch.context() as older:
+        older.setattr("experiment.checkpoint.FORMAT", 2)
+        save_checkpoint(broken, state)
     with pytest.raises(ValueError, match=f"written by another version of {script}.py; use that one, or train anew"):
         main(script, "--resume", str(broken))
-    torch.save(state | {"obs_shape": [99]}, broken)
+    save_checkpoint(broken, state | {"obs_shape": [99]})
     with pytest.raises(ValueError, match=r"\[99\] observations.*another version"):
         main(script, "--resume", str(broken))
     assert trained.read_bytes() == whole
@@ -333,9 +336,7 @@ def test_ranks_that_do_not_log_forget_episodes_as_well(tmp_path):
     """Both ranks' lists of ended episodes are empty at the end, when the last iteration was logged."""
     code = "import importlib, sys; from experiment import Run; finish = Run.finish\n"
     code += "Run.finish = lambda run, *play: (print('LEFT', len(run.envs.returns)), finish(run, *play))[1]\n"
-    code += (
-        "script = importlib.import_module(sys.argv[1]); script.main(script.tyro.cli(script.Args, args=sys.argv[2:]))"
-    )
+    code += "script = importlib.import_module(sys.argv[1]); script.main(script.parse(script.Args, sys.argv[2:]))"
     path = tmp_path / "watched.py"
     path.write_text(code)
     flags = ("ppo_action_mask", *SMALL["ppo_action_mask"], "--total-timesteps", "6400")

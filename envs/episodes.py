@@ -1,0 +1,96 @@
+"""Episodes played by an agent: their scores, and moments of one to draw."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import gymnasium as gym
+import numpy as np
+from tqdm import tqdm
+
+from envs.uniform import UniformVectorEnv
+
+# Actions for observations and masks (N, ...), and for flags (N,) that say where an episode starts with this very
+# observation: there an agent with memory begins anew. All of them do in the first call.
+Play = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@contextmanager
+def closing(envs: UniformVectorEnv) -> Iterator[UniformVectorEnv]:
+    """Close the environments in the end; what was played counts, even if they fail to close."""
+    try:
+        yield envs
+    finally:
+        try:
+            envs.close()
+        except Exception as error:
+            gym.logger.warn(f"The environments did not close: {error} ({type(error).__name__})")
+
+
+def act(play: Play, envs: UniformVectorEnv) -> np.ndarray:
+    """Actions for what the environments gave last, with the mask if they require one."""
+    mask = envs.last_mask if envs.require_mask else envs.all_legal(envs.last_mask)
+    return play(envs.last_obs, mask, envs.episode_lengths == 0)
+
+
+def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int) -> dict[str, float]:
+    """Play `episodes` episodes, with the mask if `envs` requires one, and average over them; closes `envs`.
+
+    Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
+    is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
+    as a share of the optimum; `success` is the share of episodes that it calls a success.
+
+    An episode that has not ended after `max_steps` is cut: it counts with its return so far, as no success, and no
+    optimum is known then; `cut` is the share of such episodes. Its environment plays on unseen, for none can be reset
+    alone: until that episode ends after all, or until all that have more to play are in the same state and are reset.
+    """
+    left = np.bincount(np.arange(episodes) % envs.num_envs)  # (N,) episodes to play
+    totals: defaultdict[str, float] = defaultdict(float)
+    illegal = steps = cut = 0
+    # miniters: the bar's clock goes on while no episode ends.
+    with closing(envs), tqdm(total=episodes, desc="Evaluation", unit="episode", leave=False, miniters=0) as bar:
+        envs.reset(seed=10_000)
+        while left.any():
+            playing = (left > 0) & (envs.episode_lengths < max_steps)
+            if not playing.any():
+                envs.reset()
+                continue
+            mask, actions = envs.last_mask, act(play, envs)
+            illegal += (envs.illegal(actions, mask) * playing).sum()
+            steps += playing.sum()
+            _, _, terminations, truncations, infos = envs.step(actions)
+            ended = playing & (terminations | truncations)
+            late = playing & ~ended & (envs.episode_lengths == max_steps)
+            if (ended | late).any():
+                episode = infos.get("episode", {"r": envs.episode_returns, "l": envs.episode_lengths})
+                ours = {"episodic_return": episode["r"], "episodic_length": episode["l"], "win_rate": episode["r"] > 0}
+                for key, values in (ours | infos.get("final_info", {})).items():
+                    if key != "action_mask":
+                        totals[key] += float(values[ended | late if key in ours else ended].sum())
+            left -= ended | late
+            cut += int(late.sum())
+            bar.update(int((ended | late).sum()))
+    scores = {key: total / episodes for key, total in totals.items() if not (cut and key.startswith("optimal"))}
+    if scores.get("optimal_return"):
+        scores["optimality"] = scores["episodic_return"] / scores["optimal_return"]
+    elif "optimal_return" in scores:
+        gym.logger.warn("The optimal return is 0, so no share of it is known.")
+    return scores | {"illegal_rate": float(illegal / steps)} | ({"cut": cut / episodes} if cut else {})
+
+
+def moments(envs: UniformVectorEnv, play: Play, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Observations, masks and actions of one environment before each of so many steps; closes `envs`."""
+    with closing(envs):
+        envs.reset(seed=20_000)
+        for _ in range(steps):
+            actions = act(play, envs)
+            yield envs.last_obs, envs.last_mask, actions
+            envs.step(actions)
+
+
+def frame(envs: UniformVectorEnv) -> np.ndarray:
+    """The picture of the only environment, (H, W, 3) uint8; ValueError for anything else that may be rendered."""
+    rendered = np.asarray(envs.render())
+    if rendered.dtype != np.uint8 or rendered.ndim != 4 or rendered.shape[-1] != 3:
+        raise ValueError(f"render() gave {rendered.dtype} of shape {rendered.shape[1:]}; expected uint8 (H, W, 3).")
+    return rendered[0]

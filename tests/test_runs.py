@@ -1,0 +1,472 @@
+"""What is finished is never lost, what is wrong is refused by name: flags, files and ends of runs."""
+
+import errno
+import importlib
+import json
+import random
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from script import checkpoint, run_folder, tensorboard
+from test_scripts import SMALL, main
+
+import ppo_action_mask as ppo
+from envs.episodes import evaluate
+from envs.make import make_vec
+from experiment.board import new_folder
+from experiment.checkpoint import PREVIOUS, save_checkpoint
+from experiment.flags import Count, parse
+
+PPO, *_ = SMALL
+FLAGS = (*SMALL[PPO], "--total-timesteps", "64")  # two iterations
+
+
+class Door(gym.Env):
+    """Two doors, of which the second is shut: four steps, a point for each through the first. It has one fault."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 1}
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,)), gym.spaces.Discrete(2)
+
+    def __init__(self, fault="", render_mode=None):
+        if fault == "import" and render_mode:
+            raise ImportError("no module named screen")
+        self.fault, self.render_mode = fault, render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1, np.float32), {"action_mask": np.array([1, 0], np.int8)}
+
+    def step(self, action):
+        self.count += 1
+        if self.fault == "raise" and action == 1:
+            raise IndexError("door 1 is shut")
+        mask = np.array([0, 0] if self.fault == "mask" and action == 1 else [1, 0], np.int8)
+        info = {"action_mask": mask} | KNOWN.get(self.fault, {"success": True, "optimal_return": 4.0})
+        return np.array([self.count / 4], np.float32), float(action == 0), self.count == 4, False, info
+
+    def render(self):
+        return FRAMES[self.fault]
+
+    def close(self):
+        if self.fault == "close":
+            raise OSError("the door is stuck")
+
+
+class Modeless(Door):
+    """Says that it renders, and takes no `render_mode`."""
+
+    def __init__(self):
+        super().__init__()
+
+
+KNOWN = {
+    "text": {"success": "yes", "optimal_return": 4.0},
+    "several": {"success": np.ones(3), "optimal_return": 4.0},
+    "none": {"success": None, "optimal_return": 4.0},
+    "dict": {"success": {"of": 1}, "optimal_return": 4.0},
+    "zero": {"success": True, "optimal_return": 0.0},
+}
+FRAME = np.zeros((8, 8, 3), np.uint8)
+FRAMES = {"none": None, "list": [FRAME, FRAME], "text": "a door", "grey": FRAME[..., 0], "float": FRAME / 255}
+gym.register("Test/Door-v0", Door, disable_env_checker=True)
+gym.register("Test/Modeless-v0", Modeless, disable_env_checker=True)
+
+
+class Clock(gym.Env):
+    """Step t pays t, and the third or a later one ends the episode if its action is 0: it may go on for ever."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return 0, {}
+
+    def step(self, action):
+        self.count += 1
+        done = self.count >= 3 and action == 0
+        return 0, self.count - 1.0, done, False, {"success": True, "optimal_return": 3.0} if done else {}
+
+
+gym.register("Test/Clock-v0", Clock, disable_env_checker=True)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """The checkpoint of a run of two iterations."""
+    main(PPO, *FLAGS, "--seed", "3")
+    return run_folder(tmp_path) / "checkpoint.pt"
+
+
+# Flags
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_which_flags_were_given_is_known_and_not_guessed(script):
+    """Every second flag, with its default as value, in all ways to write it; then the others."""
+    kind = importlib.import_module(script).Args
+    assert parse(kind, []).given == set() == kind().given and kind(seed=2).given == {"seed"}
+    forms = {}
+    for field in fields(kind):
+        flag, words = field.name.replace("_", "-"), [str(field.default or 1)]
+        if isinstance(field.default, bool):
+            forms[field.name] = [f"--{flag}"], [f"--no-{flag}"], [f"--{field.name}"], [f"--no_{field.name}"]
+        elif field.name == "env_kwargs":
+            forms[field.name] = ([f"--{flag}", "size", "seed"],) * 4
+        else:
+            plain, underscored = [f"--{flag}", *words], [f"--{field.name}", *words]
+            forms[field.name] = plain, underscored, [f"--{flag}={words[0]}"], [f"--{field.name}={words[0]}"]
+    for names in (list(forms)[::2], list(forms)[1::2]):
+        for form in range(4):
+            assert parse(kind, [word for name in names for word in forms[name][form]]).given == set(names)
+
+
+COUNTS = (
+    *("eval_max_steps", "num_envs", "total_timesteps", "num_threads", "num_steps", "minibatch_size", "update_epochs"),
+    *("hidden_dim", "buffer_size", "target_network_frequency", "batch_size", "train_frequency", "dim", "heads"),
+    *("num_blocks", "channels"),
+)
+OUTSIDE = {  # of the range of each flag; NaN and inf are outside of all
+    **{name: (0, -1) for name in COUNTS},
+    **{name: (-1,) for name in ("checkpoint_every", "eval_episodes", "learning_starts", "presence_column")},
+    **{name: (0.0, -1.0) for name in ("learning_rate", "clip_coef", "max_grad_norm", "target_kl", "replay_ratio")},
+    **{name: (-0.1, 1.1, 2.0) for name in ("gamma", "gae_lambda", "start_e", "end_e")},
+    **{name: (0.0, -0.1, 1.1, 2.0) for name in ("tau", "exploration_fraction")},
+    **{name: (-0.1,) for name in ("ent_coef", "vf_coef")},
+    "invalid_penalty": (),
+    "seed": (-1, 2**32),
+}
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_every_numeric_flag_has_its_range(script, tmp_path):
+    module = importlib.import_module(script)
+    for name, hint in get_type_hints(module.Args).items():
+        kinds = {hint, *get_args(hint)} & {int, float}
+        for value in (*OUTSIDE[name], *(() if int in kinds else map(float, ("nan", "inf", "-inf")))) if kinds else ():
+            with pytest.raises(ValueError, match=rf"^--{name.replace('_', '-')} {value}: expected [^.]+") as refused:
+                module.main(module.Args(**{name: value}))
+            assert len(str(refused.value)) < 80
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--exp-name", ""), "--exp-name ''"),
+    (("--exp-name", "a/b"), "--exp-name 'a/b'"),
+    (("--exp-name", "/../../up"), "--exp-name '/../../up'"),
+    (("--resume", ""), "--resume '' .*unset variable"),
+    (("--eval-only", ""), "--eval-only '': .*unset variable"),
+    (("--resume", "a.pt", "--eval-only", "b.pt"), "--resume 'a.pt' --eval-only 'b.pt': expected one of them"),
+])  # fmt: skip
+def test_names_and_paths_that_cannot_be_meant_are_refused(flags, words, tmp_path):
+    for script in SMALL:
+        with pytest.raises(ValueError, match=words):
+            main(script, *flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_that_are_left_over_are_announced(capsys):
+    main(PPO, *SMALL[PPO], "--total-timesteps", "95")
+    assert "--total-timesteps 95: 32 are played at a time, so 31 are left over" in capsys.readouterr().err
+    main(PPO, *FLAGS)
+    assert "left over" not in capsys.readouterr().err
+
+
+# Checkpoints
+
+
+def test_a_flag_that_contradicts_the_checkpoint_is_refused_even_if_it_is_the_default(trained):
+    assert main(PPO, "--resume", str(trained), "--seed", "3", "--num-envs", "4", "--eval-episodes", "0") == {}
+    for flag, value, saved in (("seed", "1", "3"), ("num-envs", "64", "4"), ("exp-name", "x", PPO)):
+        with pytest.raises(ValueError, match=f"^--{flag} {value}: the checkpoint was trained with {saved}"):
+            main(PPO, "--resume", str(trained), f"--{flag}", value)
+    with pytest.raises(ValueError, match="^--total-timesteps 1000000: the checkpoint was trained with 64"):
+        main(PPO, "--eval-only", str(trained), "--total-timesteps", "1000000")
+
+
+def test_a_training_can_be_prolonged_and_says_what_that_does_to_the_step_size(trained, tmp_path, capsys):
+    @dataclass
+    class Args(ppo.Args):
+        total_timesteps: Count = 128
+
+    resume = ("--eval-episodes", "0", "--resume", str(trained))
+    ppo.main(parse(Args, resume))
+    assert checkpoint(tmp_path)["iteration"] == 2  # it had finished, and the default is no wish
+    ppo.main(parse(Args, (*resume, "--total-timesteps", "128")))
+    assert checkpoint(tmp_path)["iteration"] == 4 and checkpoint(tmp_path)["args"]["total_timesteps"] == 128
+    said = "--total-timesteps 128 instead of 64, of which 64 are played: a step size that is annealed jumps from "
+    assert said + "0.0% to 50.0% of its first value" in capsys.readouterr().err
+    rates = [event.value for event in tensorboard(tmp_path).Scalars("charts/learning_rate")]
+    assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4])  # what was logged of the step to go on from is hidden
+    with pytest.raises(ValueError, match="--total-timesteps 96 instead of 128, of which 128 are played; expected more"):
+        main(PPO, *resume, "--total-timesteps", "96")
+
+
+def test_every_bit_counts(trained):
+    """Wherever a bit is flipped, the file is refused; unharmed, torch reads it as well."""
+    whole, flip = trained.read_bytes(), random.Random(0)
+    assert torch.load(trained, weights_only=True)["iteration"] == 2
+    places = [*(flip.randrange(8 * len(whole)) for _ in range(300)), 0, 8 * len(whole) - 1]
+    for place in places:
+        harmed = bytearray(whole)
+        harmed[place // 8] ^= 1 << place % 8
+        trained.write_bytes(harmed)
+        with pytest.raises(ValueError, match=f"^--resume {trained}: not a whole checkpoint") as refused:
+            ppo.main(ppo.Args(resume=str(trained)))
+        assert "The one before" not in str(refused.value)
+    trained.with_name(PREVIOUS).write_bytes(whole)
+    with pytest.raises(ValueError, match=f"The one before is {trained.with_name(PREVIOUS)}"):
+        main(PPO, "--resume", str(trained))
+    trained.write_bytes(whole)
+    main(PPO, "--resume", str(trained), "--eval-episodes", "0")
+
+
+def test_the_checkpoint_before_is_kept(trained):
+    first = trained.read_bytes()
+    main(PPO, "--resume", str(trained), "--total-timesteps", "96", "--eval-episodes", "0")
+    assert trained.with_name(PREVIOUS).read_bytes() == first != trained.read_bytes()
+    main(PPO, "--resume", str(trained.with_name(PREVIOUS)), "--eval-episodes", "0")
+    assert {path.suffix for path in trained.parent.iterdir() if "tfevents" not in path.name} == {".pt"}
+
+
+def test_weights_that_are_no_numbers_are_refused(trained):
+    state = torch.load(trained, weights_only=True)
+    next(iter(state["model"].values()))[0] = float("nan")
+    save_checkpoint(trained, state)
+    for flag in ("--resume", "--eval-only"):
+        with pytest.raises(ValueError, match=f"^{flag} {trained}: the agent's weights hold NaN or inf"):
+            main(PPO, flag, str(trained))
+
+
+def test_a_copied_script_with_other_flags_reads_what_it_can(trained, capsys):
+    @dataclass
+    class More(ppo.Args):
+        extra: Count = 7
+
+    resume = ("--eval-episodes", "0", "--resume", str(trained))
+    ppo.main(parse(More, resume))
+    assert "does not know --extra: 7 counts" in capsys.readouterr().err
+    ppo.main(parse(ppo.Args, resume))
+    assert "knows --extra: ignored" in capsys.readouterr().err
+    state = torch.load(trained, weights_only=True)
+    save_checkpoint(trained, {name: value for name, value in state.items() if name != "optimizer"})
+    with pytest.raises(ValueError, match="holds no optimizer, which ppo_action_mask.py keeps"):
+        main(PPO, "--resume", str(trained))
+
+
+def test_a_full_disk_costs_a_sentence_and_no_file(trained, monkeypatch, capsys):
+    def full(descriptor):
+        if not space.pop(0):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    before, space = trained.read_bytes(), [False, False, True, True]
+    monkeypatch.setattr("experiment.checkpoint.os.fsync", full)
+    resume = ("--resume", str(trained), "--eval-episodes", "2", "--total-timesteps")
+    with pytest.raises(SystemExit) as end:
+        main(PPO, *resume, "96")
+    out, err = capsys.readouterr()
+    assert end.value.code == 1 and "Evaluation: episodic_return" in out  # the agent is lost, its scores are not
+    assert f"{trained} is not written, and what stood there is left: [Errno 28] No space left on device" in err
+    assert trained.read_bytes() == before and not list(trained.parent.glob("*.tmp"))
+    main(PPO, *resume, "128", "--checkpoint-every", "1")  # on the way, and then there is space again
+    assert checkpoint()["iteration"] == 4 and capsys.readouterr().err.count("is not written") == 1
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_training(monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.writer.FileWriter.add_summary", full)
+    monkeypatch.setattr("experiment.board.SummaryWriter.add_custom_scalars", lambda *arguments: None)
+    monkeypatch.setattr("experiment.board.SummaryWriter.add_text", lambda *arguments: None)
+    assert main(PPO, *FLAGS, "--eval-episodes", "2")["episodic_return"] > 0
+    assert "TensorBoard's file is not written: [Errno 28]" in capsys.readouterr().err and checkpoint()["iteration"] == 2
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own():
+    args = SimpleNamespace(env_id="Masked/Maze-v0", exp_name="x", mask_mode="mask", seed=1)
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_folder(args), range(32)))
+    assert len(set(folders)) == 32 and all(folder.name.startswith("Masked-Maze-v0__x__mask__1__") for folder in folders)
+
+
+# Ends
+
+
+@pytest.mark.parametrize("fault, said", [
+    ("raise", "No scores with the mask removed: Environment 0: step(1) of Door raised IndexError: door 1 is shut."),
+    ("mask", ""),  # empty where illegal play leads: without the mask it only counts who plays illegally
+    ("close", "The environments did not close: the door is stuck (OSError)"),
+    ("text", "Environment 0: info['success'] is 'yes', no number; left out"),
+    ("several", "Environment 0: info['success'] is "),
+    ("none", "Environment 0: info['success'] is None, no number; left out"),
+    ("dict", "Environment 0: info['success'] is "),
+    ("zero", "The optimal return is 0, so no share of it is known"),
+])  # fmt: skip
+def test_what_fails_after_the_training_is_said_and_costs_nothing_else(
+    fault, said, tmp_path, monkeypatch, capsys, recwarn
+):
+    """In training and in evaluation; without the mask the agent plays the shut door."""
+    play = "ppo_action_mask.CategoricalMasked.mode"
+    monkeypatch.setattr(play, property(lambda policy: policy.mask.long() @ torch.arange(1, 3) // 2))  # the last legal
+    flags = ("--env-id", "Test/Door-v0", "--env-kwargs", "fault", fault, "--eval-episodes", "6")
+    scores = main(PPO, *FLAGS, *flags)
+    out, err = capsys.readouterr()
+    err += "".join(str(warning.message) for warning in recwarn)
+    assert said in err and "Evaluation: episodic_return 4.000" in out and scores["episodic_return"] == 4
+    assert tensorboard(tmp_path).Scalars("eval/episodic_return")[0].value == 4
+    removed = fault != "raise"
+    assert scores.get("episodic_return_no_mask") == (0 if removed else None)
+    known = {"success": 1, "optimal_return": 4, "optimality": 1}
+    left_out = {"success": fault in ("text", "several", "none", "dict"), "optimality": fault == "zero"}
+    if fault == "zero":
+        known["optimal_return"] = 0
+    assert {key: scores.get(key) for key in known} == {k: None if left_out.get(k) else v for k, v in known.items()}
+
+    main(PPO, "--eval-only", str(run_folder() / "checkpoint.pt"), "--eval-episodes", "6")
+    out, err = capsys.readouterr()
+    err += "".join(str(warning.message) for warning in recwarn)
+    printed = json.loads(out)
+    assert (
+        said in err and printed["as_trained"]["episodic_return"] == 4 and "Evaluation: {'episodic_return': 4.0" in err
+    )
+    assert (printed["no_mask"] is not None) == removed
+
+
+def test_an_evaluation_that_fails_with_the_mask_is_an_error(monkeypatch):
+    """Nothing is known then; the checkpoint is written."""
+    monkeypatch.setattr("envs.episodes.act", lambda play, envs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(PPO, *FLAGS, "--eval-episodes", "2")
+    assert checkpoint()["iteration"] == 2
+
+
+@pytest.mark.parametrize("stuck_for, episodes, expected", [
+    (99, 5, {"episodic_return": 36 / 5, "episodic_length": 21 / 5, "success": 2 / 5, "cut": 3 / 5}),
+    (6, 8, {"episodic_return": 31 / 8, "episodic_length": 26 / 8, "success": 7 / 8, "cut": 1 / 8}),
+])  # fmt: skip
+def test_an_episode_without_end_is_cut_and_every_one_that_counts_begins_with_a_reset(stuck_for, episodes, expected):
+    """Environment 0 goes on for ever, or for six steps; the first five pay 10, an episode of 1 pays 3."""
+    started = []
+
+    def play(obs, mask, starts):
+        started.append(starts.copy())
+        return np.array([len(started) <= stuck_for, 0])
+
+    scores = evaluate(play, make_vec("Test/Clock-v0", 2, require_mask=False), episodes, max_steps=5)
+    assert {key: scores.get(key) for key in expected} == pytest.approx(expected)
+    assert scores["win_rate"] == 1 and not {"optimal_return", "optimality"} & scores.keys()
+    both = [t for t, starts in enumerate(started) if starts.all()]
+    # Reset when environment 1 has played its two episodes, and after each cut; or never, where the episode ends late.
+    assert (both, len(started)) == (([0, 6, 11], 16) if stuck_for == 99 else ([0], 16))
+
+
+def test_a_walk_into_a_wall_for_ever_ends(capsys):
+    flags = (*SMALL[PPO], "--env-id", "CliffWalking-v1", "--mask-mode", "none", "--total-timesteps", "32")
+    scores = main(PPO, *flags, "--eval-episodes", "6", "--eval-max-steps", "50")
+    assert scores["cut"] == 1 and scores["episodic_length"] == 50 and scores["episodic_return"] <= -50
+    assert "6 of 6 episodes were cut" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("env_id, fault, said", [
+    ("Test/Modeless-v0", None, "Test/Modeless-v0 cannot be made with --env-kwargs"),
+    ("Test/Door-v0", "import", "no module named screen"),
+    ("Test/Door-v0", "none", "render() gave object of shape ()"),
+    ("Test/Door-v0", "list", "render() gave uint8 of shape (2, 8, 8, 3)"),
+    ("Test/Door-v0", "text", "render() gave <U6 of shape ()"),
+    ("Test/Door-v0", "grey", "render() gave uint8 of shape (8, 8)"),
+    ("Test/Door-v0", "float", "render() gave float64 of shape (8, 8, 3); expected uint8 (H, W, 3)"),
+])  # fmt: skip
+def test_what_is_no_picture_costs_a_line(env_id, fault, said, tmp_path, capsys):
+    flags = (*FLAGS, "--env-id", env_id, *(("--env-kwargs", "fault", fault) if fault else ()), "--eval-episodes", "2")
+    assert main(PPO, *flags)["episodic_return"] == 4
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("No picture of the agent: ")]
+    assert len(lines) == 1 and said in lines[0]
+    assert tensorboard(tmp_path).Tags()["images"] == []
+    with pytest.raises((ValueError, ImportError)) as refused:
+        main(PPO, *flags, "--capture-video", "--exp-name", "video")
+    assert said in str(refused.value) and not list((tmp_path / "runs").glob("*video*"))
+
+
+def test_an_attention_map_needs_no_renderer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("envs.worlds.panda_forest.PandaForest.render", lambda forest: None)
+    script = "ppo_attention_mask"
+    main(script, *SMALL[script], "--total-timesteps", "32", "--eval-episodes", "2", "--eval-max-steps", "3")
+    assert tensorboard(tmp_path).Tags()["images"] == ["attention"]
+    assert "No picture of the agent: render() gave object" in capsys.readouterr().err
+
+
+def test_an_interrupted_evaluation_ends_with_a_sentence(monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return {"episodic_return": 4.0}
+
+    monkeypatch.setattr("experiment.evaluation.evaluate", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(PPO, *FLAGS, "--eval-episodes", "2")
+    out, err = capsys.readouterr()
+    assert end.value.code == 128 + signal.SIGINT and "Stopped by SIGINT after the training" in err
+    assert "Evaluation: episodic_return 4.000" in out and checkpoint()["iteration"] == 2
+    assert [event.value for event in tensorboard(tmp_path).Scalars("eval/episodic_return")] == [4.0]
+
+
+def test_scaled_observations_and_rewards_are_a_part_of_the_agent(capsys):
+    """Saved, restored to the bit when a run goes on, frozen in evaluation; and missed where returns are large."""
+    flags = (
+        *SMALL[PPO],
+        "--env-id",
+        "test_statistics:Test/Noise-v0",
+        "--mask-mode",
+        "none",
+        "--norm-obs",
+        "--norm-reward",
+    )
+    main(PPO, *flags, "--total-timesteps", "256", "--eval-episodes", "4")
+    whole = checkpoint()
+    assert whole["statistics"]["obs"]["count"] > 256 and (whole["statistics"]["obs"]["mean"] > 900).all()
+    assert whole["statistics"]["returns"]["var"] > 1000
+    capsys.readouterr()
+    main(PPO, "--eval-only", str(run_folder() / "checkpoint.pt"), "--eval-episodes", "4")
+    assert json.loads(capsys.readouterr().out)["as_trained"]["episodic_return"] == pytest.approx(10_000, rel=0.01)
+    assert torch.equal(checkpoint()["statistics"]["obs"]["mean"], whole["statistics"]["obs"]["mean"])
+
+
+def test_a_run_with_scaled_observations_resumes_to_the_bit(monkeypatch, tmp_path):
+    flags = (*SMALL[PPO], "--norm-obs", "--norm-reward", "--total-timesteps", "128", "--eval-episodes", "0")
+    main(PPO, *flags)
+    whole = checkpoint()
+    monkeypatch.chdir(tmp_path / "runs")
+    main(PPO, *flags[:-4], "--total-timesteps", "128", "--eval-episodes", "0", "--checkpoint-every", "1")
+    half = run_folder() / "checkpoint_previous.pt"
+    half.rename(run_folder() / "half.pt")
+    main(PPO, "--resume", str(run_folder() / "half.pt"))
+    for name in ("obs", "returns"):
+        for key, value in whole["statistics"][name].items():
+            assert torch.equal(value, checkpoint()["statistics"][name][key])
+    assert all(torch.equal(a, b) for a, b in zip(whole["model"].values(), checkpoint()["model"].values(), strict=True))
+
+
+def test_a_value_that_explains_nothing_of_large_returns_is_warned_of(capsys):
+    flags = ("--env-id", "test_statistics:Test/Noise-v0", "--mask-mode", "none", "--eval-episodes", "0")
+    main(PPO, *SMALL[PPO], *flags, "--total-timesteps", "3200")
+    assert re.search(
+        r"The value explains nothing of returns around 1?[09]\d+: try --norm-reward", capsys.readouterr().err
+    )
