@@ -74,8 +74,9 @@ class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
     Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. All fields are computed at once. Half-precision logits are computed in float32, where
-    no legal logit can come near the replacement. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
+    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
+    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -84,7 +85,8 @@ class CategoricalMasked:
         validate: look at the mask's values, which waits for the device; False if they were checked on the host.
 
     Raises:
-        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice.
+        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice; `nvec` does not
+            add up to the logits, or has a field without choices.
 
     >>> dist = CategoricalMasked(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[True, True, False]]))
     >>> dist.probs
@@ -99,6 +101,10 @@ class CategoricalMasked:
             raise ValueError(
                 f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected the logits' shape "
                 f"{tuple(logits.shape)} and torch.bool, True where legal."
+            )
+        if nvec is not None and (sum(nvec) != logits.shape[-1] or min(nvec) < 1):
+            raise ValueError(
+                f"nvec={nvec} has {sum(nvec)} choices; expected {logits.shape[-1]}, as the logits, 1 or more a field."
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -119,7 +125,7 @@ class CategoricalMasked:
                 f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False."
             )
         self.lowest = torch.finfo(logits.dtype).min
-        self.logits = torch.where(mask, logits, self.lowest)
+        self.logits = torch.where(mask, logits.clamp(min=self.lowest / 2), self.lowest)
         self._log_probs: Tensor | None = None
 
     @classmethod

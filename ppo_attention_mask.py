@@ -90,8 +90,9 @@ class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
     Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. All fields are computed at once. Half-precision logits are computed in float32, where
-    no legal logit can come near the replacement. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
+    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
+    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -100,7 +101,8 @@ class CategoricalMasked:
         validate: look at the mask's values, which waits for the device; False if they were checked on the host.
 
     Raises:
-        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice.
+        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice; `nvec` does not
+            add up to the logits, or has a field without choices.
 
     >>> dist = CategoricalMasked(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[True, True, False]]))
     >>> dist.probs
@@ -115,6 +117,10 @@ class CategoricalMasked:
             raise ValueError(
                 f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected the logits' shape "
                 f"{tuple(logits.shape)} and torch.bool, True where legal."
+            )
+        if nvec is not None and (sum(nvec) != logits.shape[-1] or min(nvec) < 1):
+            raise ValueError(
+                f"nvec={nvec} has {sum(nvec)} choices; expected {logits.shape[-1]}, as the logits, 1 or more a field."
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -135,7 +141,7 @@ class CategoricalMasked:
                 f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False."
             )
         self.lowest = torch.finfo(logits.dtype).min
-        self.logits = torch.where(mask, logits, self.lowest)
+        self.logits = torch.where(mask, logits.clamp(min=self.lowest / 2), self.lowest)
         self._log_probs: Tensor | None = None
 
     @classmethod
@@ -198,13 +204,26 @@ class Packing:
 
     Args:
         mask: (B, E) bool, True where the entity is present.
+
+    Raises:
+        ValueError: the mask is not bool, or has another shape than the rows.
     """
 
     def __init__(self, mask: Tensor):
+        if mask.dtype != torch.bool or mask.dim() != 2:
+            raise ValueError(
+                f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected (B, E) and torch.bool, True "
+                f"where the entity is present."
+            )
         self.mask, self.places = mask, mask.flatten().nonzero().squeeze(1)  # (P,)
 
     def pack(self, x: Tensor) -> Tensor:
         """The present rows (P, ...) of x (B, E, ...)."""
+        if x.shape[:2] != self.mask.shape:
+            raise ValueError(
+                f"The mask has shape {tuple(self.mask.shape)}; expected {tuple(x.shape[:2])}, an entry for each row of "
+                f"the sets {tuple(x.shape)}."
+            )
         return x.flatten(0, 1).index_select(0, self.places)  # boolean indexing is twice as slow, backwards too
 
     def unpack(self, x: Tensor) -> Tensor:
@@ -252,11 +271,15 @@ class MultiHeadAttention(nn.Module):
 
         Returns:
             The outputs (B, Q, dim), and the attention weights (B, heads, Q, E) or None.
+
+        Raises:
+            ValueError: the mask is not bool, or not of shape (B, E).
         """
         if mask is None:
             mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         keys, queries = Packing(mask), Packing(mask[:, :num_queries])
-        out, weights = self.attend(queries.pack(x[:, :num_queries]), keys.pack(x), queries, keys, need_weights)
+        x_kv, x_q = keys.pack(x), queries.pack(x[:, :num_queries])
+        out, weights = self.attend(x_q, x_kv, queries, keys, need_weights)
         return queries.unpack(out), weights
 
     def attend(
@@ -272,7 +295,8 @@ class MultiHeadAttention(nn.Module):
         mask = rearrange(keys.mask | ~keys.mask.any(-1, keepdim=True), "b e -> b 1 1 e")
         if need_weights:
             scores = einsum(q, k, "b h q d, b h e d -> b h q e") * q.shape[-1] ** -0.5
-            weights = torch.where(mask, scores, torch.finfo(scores.dtype).min).softmax(-1)
+            lowest = torch.finfo(scores.dtype).min  # as in CategoricalMasked: -inf may not lose against an absent one
+            weights = torch.where(mask, scores.clamp(min=lowest / 2), lowest).softmax(-1)
             weights = torch.where(rearrange(queries.mask, "b q -> b 1 q 1"), weights, 0.0)
             out = einsum(weights, v, "b h q e, b h e d -> b h q d")
         else:
@@ -289,55 +313,82 @@ class Block(nn.Module):
         self.attention = MultiHeadAttention(dim, heads, dim // heads)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.ReLU(), nn.Linear(2 * dim, dim))
 
-    def forward(self, x: Tensor, queries: Packing, keys: Packing, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-        """Rows (P_Q, dim) of the first entities, `queries`, from those of all (P, dim); attention weights or None."""
-        x_q = x_kv = self.norm1(x)
-        if queries is not keys:
-            x = queries.pack(keys.unpack(x)[:, : queries.mask.shape[1]])
-            x_q = self.norm1(x)
-        out, weights = self.attention.attend(x_q, x_kv, queries, keys, need_weights)
-        x = x + out
-        return x + self.mlp(self.norm2(x)), weights
+    def forward(
+        self, x_q: Tensor, x: Tensor, queries: Packing, keys: Packing, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows that ask (P_Q, dim), changed by those that are asked, x (P, dim); attention weights or None."""
+        normed = self.norm1(x)
+        normed_q = normed if x_q is x else self.norm1(x_q)
+        out, weights = self.attention.attend(normed_q, normed, queries, keys, need_weights)
+        x_q = x_q + out
+        return x_q + self.mlp(self.norm2(x_q)), weights
 
 
 class Agent(nn.Module):
-    """Policy and value over a set of entities, observed as rows (E, 1 + D) whose first column is the presence mask."""
+    """Policy and value over a set of entities, observed as rows (E, 1 + D + G) whose first column is the presence mask.
 
-    def __init__(self, obs_shape: tuple[int, int], nvec: tuple[int, ...], args: Args):
+    The first row is the agent's own entity, if it has one; the order of the others means nothing. The last G columns
+    are global features, which belong to no entity: the same in all rows, those of absent ones too.
+    """
+
+    def __init__(self, obs_shape: tuple[int, int], nvec: tuple[int, ...], args: Args, num_globals: int = 0):
         super().__init__()
         self.nvec = nvec if len(nvec) > 1 else None
-        self.attention_mask, self.pointer = args.attention_mask, args.pointer
+        self.attention_mask, self.pointer, self.num_globals = args.attention_mask, args.pointer, num_globals
         # --- adapt this to your env ---
-        self.embed = nn.Sequential(nn.Linear(obs_shape[1] - 1, args.dim), nn.ReLU(), nn.Linear(args.dim, args.dim))
+        self.embed = self._mlp(obs_shape[1] - 1, args.dim)
+        self.embed_globals = self._mlp(num_globals, args.dim) if num_globals else None
         self.blocks = nn.ModuleList(Block(args.dim, args.heads) for _ in range(args.num_blocks))
         self.norm = nn.LayerNorm(args.dim)
         self.actor = layer_init(nn.Linear(args.dim, 1 if args.pointer else sum(nvec)), std=0.01)
         self.critic = layer_init(nn.Linear(args.dim, 1), std=1.0)
         # ------------------------------
 
+    @staticmethod
+    def _mlp(size: int, dim: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(size, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+    @staticmethod
+    def reader(x: Tensor, keys: Packing) -> tuple[Tensor, Packing]:
+        """The one row that asks for each set, (P_Q, dim) from the present rows x (P, dim), and its packing.
+
+        It is the first one, the agent's own, where that is present, else the mean of those that are: their order means
+        nothing, so none of them can ask for the others. An empty set has none.
+        """
+        read = keys.mask.clone()  # (B, E)
+        read[:, 1:] &= ~keys.mask[:, :1]
+        rows = keys.pack(read).nonzero().squeeze(1)  # those of x; reading them alone costs less than padding x
+        sets = keys.places.index_select(0, rows) // read.shape[1]
+        total = x.new_zeros(len(read), x.shape[1]).index_add(0, sets, x.index_select(0, rows))
+        mean = total / read.sum(1, keepdim=True).clamp(min=1)  # (B, dim)
+        queries = Packing(keys.mask.any(1, keepdim=True))
+        return queries.pack(mean.unsqueeze(1)), queries
+
     def encode(self, obs: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows (B, Q, dim), 0 where absent, their mask (B, Q), and the last block's weights (B, heads, Q, E) or None.
 
-        Q is E for a pointer policy; otherwise the first row, the agent's own, is all that is read, so the last block
-        computes no other.
+        Q is E for a pointer policy; otherwise one row is read, so the last block computes no other (`reader`).
         """
         present = obs[..., 0] > 0
         keys = Packing(present if self.attention_mask else torch.ones_like(present))
         x, weights = self.embed(keys.pack(obs[..., 1:])), None
         for i, block in enumerate(self.blocks):
-            own_row_only = not self.pointer and i + 1 == len(self.blocks)
-            queries = Packing(keys.mask[:, :1]) if own_row_only else keys
-            x, weights = block(x, queries, keys, need_weights)
+            one_row = not self.pointer and i + 1 == len(self.blocks)
+            x_q, queries = self.reader(x, keys) if one_row else (x, keys)
+            x, weights = block(x_q, x, queries, keys, need_weights)
         return queries.unpack(self.norm(x)), queries.mask, weights
 
     def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, sum(nvec)) and values (B,) of obs (B, E, 1 + D)."""
+        """Logits (B, sum(nvec)) and values (B,) of obs (B, E, 1 + D + G)."""
         x, present, _ = self.encode(obs)
         pooled = x.sum(1) / present.sum(1, keepdim=True).clamp(min=1)  # (B, dim), the mean over present entities
+        if self.num_globals:  # entities have met them in their rows; without entities they are all that is known
+            known = self.embed_globals(obs[:, 0, -self.num_globals :])  # (B, dim)
+            x, pooled = x + known.unsqueeze(1), pooled + known
         return self.actor(x).flatten(1), self.critic(pooled).squeeze(-1)
 
     def forward(self, obs: Tensor, mask: Tensor) -> tuple[CategoricalMasked, Tensor]:
-        """Distribution over actions, and values (B,), for obs (B, E, 1 + D) and mask (B, sum(nvec)), checked before."""
+        """Distribution and values (B,) of obs (B, E, 1 + D + G) and action mask (B, sum(nvec)), checked before."""
         logits, values = self.heads(obs)
         return CategoricalMasked(logits, mask, self.nvec, validate=False), values
 
@@ -421,7 +472,7 @@ def main(args: Args) -> dict[str, float]:
             f"--pointer: actions pick one of {obs_shape[0]} entities; expected Discrete({obs_shape[0]}), and "
             f"{args.env_id} has {envs.single_action_space}."
         )
-    agent = run.place(Agent(obs_shape, nvec, args))
+    agent = run.place(Agent(obs_shape, nvec, args, envs.num_globals))
     optimizer = Adam(agent, eps=1e-5)
     run.keep(model=agent, optimizer=optimizer)  # what a checkpoint holds, beside the environments; restored here
     take_step, evaluate_rollout = run.compile(update), run.compile(look_back)

@@ -78,8 +78,9 @@ class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
     Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. All fields are computed at once. Half-precision logits are computed in float32, where
-    no legal logit can come near the replacement. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
+    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
+    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -88,7 +89,8 @@ class CategoricalMasked:
         validate: look at the mask's values, which waits for the device; False if they were checked on the host.
 
     Raises:
-        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice.
+        ValueError: the mask is not bool, has another shape, or leaves a field without a legal choice; `nvec` does not
+            add up to the logits, or has a field without choices.
 
     >>> dist = CategoricalMasked(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[True, True, False]]))
     >>> dist.probs
@@ -103,6 +105,10 @@ class CategoricalMasked:
             raise ValueError(
                 f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected the logits' shape "
                 f"{tuple(logits.shape)} and torch.bool, True where legal."
+            )
+        if nvec is not None and (sum(nvec) != logits.shape[-1] or min(nvec) < 1):
+            raise ValueError(
+                f"nvec={nvec} has {sum(nvec)} choices; expected {logits.shape[-1]}, as the logits, 1 or more a field."
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -123,7 +129,7 @@ class CategoricalMasked:
                 f"No legal action in row {(~mask.any(-1)).nonzero()[0].tolist()}: all its entries are False."
             )
         self.lowest = torch.finfo(logits.dtype).min
-        self.logits = torch.where(mask, logits, self.lowest)
+        self.logits = torch.where(mask, logits.clamp(min=self.lowest / 2), self.lowest)
         self._log_probs: Tensor | None = None
 
     @classmethod
@@ -186,7 +192,8 @@ class CategoricalMap:
         validate: look at the masks' values, which waits for the device; False if they were checked on the host.
 
     Raises:
-        ValueError: as `CategoricalMasked`, for any agent.
+        ValueError: as `CategoricalMasked`, for any agent; a mask of cells that is not bool, logits or an action mask
+            that are neither of its B, H and W nor of its P agents.
 
     >>> logits, agents = torch.zeros(1, 3, 2, 2), torch.tensor([[[True, False], [False, True]]])
     >>> dist = CategoricalMap(logits, agents, None)
@@ -202,12 +209,26 @@ class CategoricalMap:
         nvec: tuple[int, ...] | None = None,
         validate: bool = True,
     ):
+        if mask.dtype != torch.bool or mask.dim() != 3:
+            raise ValueError(
+                f"The mask of cells has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected (B, H, W) and "
+                f"torch.bool, True where the cell holds an agent."
+            )
         self.mask, self.maps = mask, mask.nonzero()[:, 0]  # (P,) the map of each agent
-        self.agents = CategoricalMasked(self._gather(logits), self._gather(action_mask), nvec, validate)
+        legal = self._gather("An action mask", action_mask)
+        self.agents = CategoricalMasked(self._gather("Logits", logits), legal, nvec, validate)
 
-    def _gather(self, values: Tensor | None) -> Tensor | None:
+    def _gather(self, name: str, values: Tensor | None) -> Tensor | None:
         """Values (P, A) of the occupied cells."""
-        return values if values is None or values.dim() == 2 else rearrange(values, "b a h w -> b h w a")[self.mask]
+        if values is None or (values.dim() == 2 and len(values) == len(self.maps)):
+            return values
+        if values.dim() == 4 and (len(values), *values.shape[2:]) == tuple(self.mask.shape):
+            return rearrange(values, "b a h w -> b h w a")[self.mask]
+        b, h, w = self.mask.shape
+        raise ValueError(
+            f"{name} of shape {tuple(values.shape)}; expected ({b}, A, {h}, {w}) for all cells, or "
+            f"({len(self.maps)}, A) for the occupied ones."
+        )
 
     def scatter(self, actions: Tensor) -> Tensor:
         """Actions (P,) or (P, K) as a map (B, H, W) or (B, H, W, K), 0 where there is no agent."""

@@ -67,10 +67,12 @@ def _check_inside(space: gym.Space, values: np.ndarray, inside: np.ndarray) -> N
 
 def flat_size(space: gym.Space) -> int:
     """The number of entries D of a flattened observation; raises ValueError for a space without a flat form."""
-    try:
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
+        return sum(flat_size(part) for part in parts)
+    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return spaces.flatdim(space)
-    except (NotImplementedError, ValueError) as error:
-        raise ValueError(NO_FLAT_FORM.format(space)) from error
+    raise ValueError(NO_FLAT_FORM.format(space))
 
 
 def flat_dtype(space: gym.Space) -> np.dtype:
@@ -88,7 +90,7 @@ def flat_dtype(space: gym.Space) -> np.dtype:
 
 
 def entities_shape(space: gym.Space, presence_column: int | None) -> tuple[int, int]:
-    """The shape (E, 1 + D) of the layout "entities".
+    """The shape (E, 1 + D) of the layout "entities", or with global features (E, 1 + D + G).
 
     Raises:
         ValueError: neither a Dict with `entities` and `entity_mask` nor a matrix with a presence column.
@@ -97,10 +99,19 @@ def entities_shape(space: gym.Space, presence_column: int | None) -> tuple[int, 
     (5, 8)
     """
     if isinstance(space, spaces.Dict) and {"entities", "entity_mask"} <= set(space.spaces):
-        (count, size), masks = space["entities"].shape, space["entity_mask"].shape
-        if masks == (count,):
-            return count, 1 + size
-    elif isinstance(space, spaces.Box) and len(space.shape) == 2:
+        if presence_column is not None:
+            raise ValueError(
+                f"--presence-column {presence_column}: the observation is a Dict, whose entity_mask says who is "
+                f"present; leave the flag out."
+            )
+        rows, masks = space["entities"].shape, space["entity_mask"].shape
+        if rows is None or len(rows) != 2 or masks != rows[:1]:
+            raise ValueError(
+                f"The observation has no entities that can be read: `entities` is {space['entities']} and "
+                f"`entity_mask` {space['entity_mask']}; expected arrays of shapes (E, D) and (E,)."
+            )
+        return rows[0], 1 + rows[1] + flat_size(globals_space(space))
+    if isinstance(space, spaces.Box) and len(space.shape) == 2:
         if presence_column is None:
             raise ValueError(
                 f"The observation is a matrix {space.shape}, one row for each entity. Name the column that is 1 where "
@@ -113,3 +124,53 @@ def entities_shape(space: gym.Space, presence_column: int | None) -> tuple[int, 
         f"The observation space {space} has no entities; expected a Dict with entities (E, D) and entity_mask (E,), or "
         f"a matrix (E, D) with --presence-column."
     )
+
+
+def globals_space(space: gym.Space) -> spaces.Dict:
+    """What an observation in the layout "entities" holds beside them, about no entity: all other keys of its Dict.
+
+    Raises:
+        ValueError: a key whose space has no flat form, by name.
+    """
+    parts = space.spaces if isinstance(space, spaces.Dict) else {}
+    others = {key: part for key, part in parts.items() if key not in ("entities", "entity_mask")}
+    for key, part in others.items():
+        try:
+            flat_size(part)
+        except ValueError as error:
+            raise ValueError(f"The observation's key {key!r}: {error}") from error
+    return spaces.Dict(others)
+
+
+def entity_rows(obs: Any, presence_column: int | None, others: spaces.Dict) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of sets as rows of presence, features, and the global features, which all rows of a set repeat.
+
+    Returns:
+        The rows (N, E, 1 + D + G) float32, and the same with the features of absent entities, which may hold anything,
+        as 0.
+
+    Raises:
+        ValueError: presence is neither 0 nor 1, with the environment's index.
+
+    >>> obs = {"entities": np.array([[[5.0], [np.nan]]]), "entity_mask": np.array([[1, 0]]), "hour": np.array([1])}
+    >>> entity_rows(obs, None, spaces.Dict(hour=spaces.Discrete(2)))[1]
+    array([[[1., 5., 0., 1.],
+            [0., 0., 0., 1.]]], dtype=float32)
+    """
+    named = isinstance(obs, dict)
+    given, features = (obs["entity_mask"], obs["entities"]) if named else (obs[..., presence_column], obs)
+    present = given == 1
+    known = present | (given == 0)
+    if not known.all():
+        row, entity = np.argwhere(~known)[0]
+        raise ValueError(
+            f"Environment {row}: {'entity_mask' if named else 'the presence column'} holds {given[row, entity]} for "
+            f"entity {entity}; expected 1 where it is present, 0 where it is absent."
+        )
+    rows = np.concatenate([present[..., None], features], axis=-1, dtype=np.float32)
+    seen = np.where(present[..., None], rows, 0)
+    if not others.spaces:
+        return rows, seen
+    flat = flatten_observations(others, obs, len(present))
+    repeated = np.broadcast_to(flat[:, None], (*present.shape, flat.shape[1]))
+    return np.concatenate([rows, repeated], axis=-1), np.concatenate([seen, repeated], axis=-1)

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from envs.base import BatchedEnv
 from envs.foreign import KNOWN, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec, illegal_actions
-from envs.observations import entities_shape, flat_dtype, flat_size, flatten_observations
+from envs.observations import entities_shape, entity_rows, flat_dtype, flat_size, flatten_observations, globals_space
 from envs.statistics import Statistics
 
 HOW_TO_GIVE_A_MASK = (
@@ -42,6 +42,7 @@ class UniformVectorEnv(VectorWrapper):
     * Observations in a layout: "flat" (N, D) float32; "entities" (N, E, 1 + D) float32, whose first column is 1 where
       an entity is present, from a Dict of `entities` (E, D) and `entity_mask` (E,), or from a matrix (E, D) with
       a presence column; "grid" (N, C, H, W), and "raw", as the environment gives them.
+    * A Dict's other keys beside its entities, flattened, end each of their rows: (N, E, 1 + D + G), G `num_globals`.
     * On a grid `action_mask` is (N, 1 + A, H, W), the agent mask in front (`check_grid_masks`), and actions are
       (N, H, W) or, with K > 1 fields, (N, H, W, K).
 
@@ -49,7 +50,7 @@ class UniformVectorEnv(VectorWrapper):
         env: the vector environment.
         require_mask: raise if it gives no mask; otherwise every action counts as legal.
         layout: of the observations.
-        presence_column: the column of a matrix observation that is positive where the entity is present.
+        presence_column: the column of a matrix observation that is 1 where the entity is present, else 0.
         statistics: by which observations, final ones as well, and rewards are scaled; `returns` are of the rewards as
             they are.
         learns: whether what is seen counts in the statistics; not in evaluation.
@@ -88,6 +89,9 @@ class UniformVectorEnv(VectorWrapper):
             shape = (
                 (flat_size(self.raw_space),) if layout == "flat" else entities_shape(self.raw_space, presence_column)
             )
+            if layout == "entities":
+                self.globals = globals_space(self.raw_space)
+                self.num_globals = flat_size(self.globals)
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self.statistics, self.learns, self.obs_dtype = statistics or None, learns, flat_dtype(self.raw_space)
@@ -222,7 +226,7 @@ class UniformVectorEnv(VectorWrapper):
         if self.layout == "grid":
             flat = seen = obs
         elif self.layout == "entities":
-            flat, seen = self._entities(obs)
+            flat, seen = entity_rows(obs, self.presence_column, self.globals)
         else:
             flat = flatten_observations(self.raw_space, obs, self.num_envs)
             seen = flat
@@ -233,12 +237,3 @@ class UniformVectorEnv(VectorWrapper):
                 f"form; expected finite numbers. Training stops here, before they reach the network."
             )
         return self.statistics.scale_observations(flat, self.layout, learn and self.learns) if self.statistics else flat
-
-    def _entities(self, obs: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Presence and features (N, E, 1 + D), and the same with absent entities, which may hold anything, as 0."""
-        if isinstance(obs, dict):
-            present, features = obs["entity_mask"] > 0, obs["entities"]
-        else:
-            present, features = obs[..., self.presence_column] > 0, obs
-        entities = np.concatenate([present[..., None], features], axis=-1, dtype=np.float32)
-        return entities, np.where(present[..., None], entities, 0)

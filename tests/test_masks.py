@@ -82,6 +82,81 @@ def test_half_precision_at_its_limits_keeps_illegal_mass_at_zero():
     assert probs.tolist() == [[0.5, 0.0, 0.5]]
 
 
+LOWEST = [-math.inf, "lowest"]  # the lowest finite number of the dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("low", LOWEST)
+@pytest.mark.parametrize("nvec", [None, (5,), (2, 2, 1), (1, 4)])
+@pytest.mark.parametrize("illegal", [5.0, 1e4])
+def test_legal_logits_as_low_as_can_be_let_no_illegal_choice_in(dtype, low, nvec, illegal):
+    """All legal ones of the first row are; in the second one is, beside a logit of 1 (in a field of its own or not)."""
+    low = torch.finfo(dtype).min if low == "lowest" else low
+    logits = torch.tensor([[low, illegal, low, illegal, low], [low, illegal, 1.0, illegal, 1.0]], dtype=dtype)
+    mask = torch.tensor([[True, False, True, False, True]]).expand(2, 5)
+    logits.requires_grad_()
+    dist = CategoricalMasked(logits, mask, nvec)
+    fields = [5] if nvec is None else nvec
+    starts = [sum(fields[:k]) for k in range(len(fields))]
+    legal_choices = [[a for a in range(n) if (start + a) % 2 == 0] for start, n in zip(starts, fields, strict=True)]
+    probs = dist.probs.view(2, len(fields), -1)
+    for k, (start, choices) in enumerate(zip(starts, legal_choices, strict=True)):
+        for row, lows in enumerate([[low] * 5, [low, None, 1.0, None, 1.0]]):
+            best = max(lows[start + a] for a in choices)
+            expected = torch.zeros(probs.shape[-1], dtype=probs.dtype)
+            winners = [a for a in choices if lows[start + a] == best]
+            expected[winners] = 1 / len(winners)
+            torch.testing.assert_close(probs[row, k], expected)
+            assert (probs[row, k][[a for a in range(len(expected)) if a not in choices]] == 0).all()  # not about 0
+    for action in [dist.mode, *(dist.sample(torch.Generator().manual_seed(seed)) for seed in range(20))]:
+        for k, choices in enumerate(legal_choices):
+            assert all(a in choices for a in action.view(2, -1)[:, k].tolist())
+        dist = CategoricalMasked(logits, mask, nvec)
+        log_prob, entropy = dist.log_prob(action), dist.entropy()
+        assert torch.isfinite(log_prob).all() and torch.isfinite(entropy).all()
+        (gradient,) = torch.autograd.grad(log_prob.exp().sum() + log_prob.sum() + entropy.sum(), logits)
+        assert torch.isfinite(gradient).all() and (gradient[~mask] == 0).all()
+    uniform = sum(math.log(len(choices)) for choices in legal_choices)
+    assert entropy[0].item() == pytest.approx(uniform, abs=1e-6)
+    assert not torch.isnan(dist.log_prob(torch.zeros_like(action))).any()  # of a choice that has no probability
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 6))
+def test_whatever_finite_or_minus_infinite_logits_give_no_nan(data, size):
+    numbers = st.floats(max_value=2.0**126, width=32, allow_nan=False) | st.sampled_from(
+        [-math.inf, -3.4028234663852886e38]
+    )
+    logits = torch.tensor(data.draw(st.lists(numbers, min_size=size, max_size=size)), requires_grad=True)
+    mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)))
+    mask[data.draw(st.integers(0, size - 1))] = True
+    dist = CategoricalMasked(logits[None], mask[None])
+    action = dist.sample()
+    loss = dist.log_prob(action).sum() + dist.entropy().sum()
+    loss.backward()
+    assert not torch.isnan(dist.log_probs).any() and torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+    assert mask[action] and mask[dist.mode] and (dist.probs[0][~mask] == 0).all() and (logits.grad[~mask] == 0).all()
+    assert dist.probs.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_ordinary_logits_are_what_they_are_to_the_bit():
+    logits, mask = random_case(0, (16,), batch=64, dtype=torch.float32)
+    for scale in (1.0, 1e4, 1e30):
+        dist = CategoricalMasked(scale * logits, mask)
+        assert torch.equal(dist.logits[mask], (scale * logits)[mask])
+        lowest = torch.finfo(torch.float32).min
+        assert torch.equal(dist.probs, torch.where(mask, scale * logits, lowest).softmax(-1))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_nan_and_infinity_reach_the_loss(broken):
+    """Nothing hides them: the loss is NaN, which stops a training. In an illegal entry nobody reads them."""
+    logits, mask = torch.tensor([[broken, 1.0, 2.0]]), torch.tensor([[True, True, False]])
+    dist = CategoricalMasked(logits, mask)
+    assert dist.log_prob(torch.tensor([0])).isnan().all() and dist.entropy().isnan().all()
+    assert CategoricalMasked(logits, ~mask | torch.tensor([[False, True, False]])).probs[0, 0] == 0
+
+
 def test_gradients_pass_gradcheck():
     logits, mask = random_case(3, (4, 2))
     CategoricalMasked._cache.clear()
@@ -163,6 +238,20 @@ def test_infinite_noise_does_not_pick_an_illegal_action(monkeypatch):
 def test_bad_masks_are_refused(mask, words):
     with pytest.raises(ValueError, match=words):
         CategoricalMasked(LOGITS, mask)
+
+
+@pytest.mark.parametrize("nvec, words", [
+    ((2, 2), r"nvec=\(2, 2\) has 4 choices; expected 5, as the logits"),
+    ((3, 3), r"nvec=\(3, 3\) has 6 choices; expected 5"),
+    ((4,), r"nvec=\(4,\) has 4 choices; expected 5"),
+    ((), r"nvec=\(\) has 0 choices; expected 5"),
+    ((5, 0), r"nvec=\(5, 0\) .* 1 or more a field"),
+    ((6, -1), r"nvec=\(6, -1\) .* 1 or more a field"),
+])  # fmt: skip
+@pytest.mark.parametrize("mask", [None, torch.ones(2, 5, dtype=torch.bool)])
+def test_fields_that_do_not_add_up_are_refused(nvec, words, mask):
+    with pytest.raises(ValueError, match=words):
+        CategoricalMasked(torch.zeros(2, 5), mask, nvec, validate=False)
 
 
 def test_a_field_without_a_legal_choice_is_refused():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from envs.base import SingleEnv
+from envs.make import make_vec
 from envs.worlds.panda_forest import KINDS, SAFE_DISTANCE, Move, PandaForest, _bits, _first_true
 
 STEPS = {Move.UP: (-1, 0), Move.DOWN: (1, 0), Move.LEFT: (0, -1), Move.RIGHT: (0, 1), Move.STAY: (0, 0)}
@@ -114,6 +115,22 @@ def test_the_observation_is_what_its_table_says():
         obs, *_, infos = env.step(random_legal(infos["action_mask"], rng))
         assert env.observation_space.contains(obs)
     assert hidden > 100 and eaten > 20
+
+
+def test_the_scripts_read_the_presence_of_each_entity_and_its_row_and_nothing_else():
+    envs = make_vec("Masked/PandaForest-v0", 4, {"max_episode_steps": 5}, layout="entities")
+    raw = make_vec("Masked/PandaForest-v0", 4, {"max_episode_steps": 5}, layout="raw")
+    pairs, actions = [(envs.reset(seed=0)[0], raw.reset(seed=0)[0])], np.full(4, Move.STAY)
+    for _ in range(6):
+        seen, *_, infos = envs.step(actions)
+        whole, *_, raw_infos = raw.step(actions)
+        pairs.append((seen, whole))
+        if "final_obs" in infos:
+            pairs.append((infos["final_obs"], raw_infos["final_obs"]))
+    assert len(pairs) > 7 and envs.num_globals == 0
+    for seen, whole in pairs:
+        np.testing.assert_array_equal(seen, np.dstack([whole["entity_mask"][..., None], whole["entities"]]))
+        assert (seen[:, 0, 0] == 1).all()  # the panda's own row, which is the one that is read
 
 
 def test_nothing_about_hidden_watermelons_is_observed():

@@ -86,6 +86,46 @@ def test_an_agent_without_a_legal_action_is_refused():
         CategoricalMap(logits, agents, legal[:, :2])
 
 
+@pytest.mark.parametrize("given, words", [
+    ({"mask": torch.ones(2, 3, 4)}, r"mask of cells .* torch.float32; expected \(B, H, W\) and torch.bool"),
+    ({"mask": torch.ones(2, 3, 4, dtype=torch.uint8)}, "mask of cells .* torch.uint8; expected .* torch.bool"),
+    ({"mask": torch.ones(2, 3, 4, dtype=torch.int64)}, "mask of cells .* torch.int64; expected .* torch.bool"),
+    ({"mask": torch.ones(3, 4, dtype=torch.bool)}, r"mask of cells has shape \(3, 4\) .* expected \(B, H, W\)"),
+    ({"mask": torch.ones(2, 1, 3, 4, dtype=torch.bool)}, r"mask of cells has shape \(2, 1, 3, 4\)"),
+    ({"mask": torch.ones(2, 4, 3, dtype=torch.bool)}, r"mask of shape \(2, 5, 3, 4\); expected \(2, A, 4, 3\)"),
+    ({"mask": torch.ones(1, 3, 4, dtype=torch.bool)}, r"mask of shape \(2, 5, 3, 4\); expected \(1, A, 3, 4\)"),
+    ({"logits": torch.zeros(2, 5, 4, 3)}, r"Logits of shape \(2, 5, 4, 3\); expected \(2, A, 3, 4\)"),
+    ({"logits": torch.zeros(1, 5, 3, 4)}, r"Logits of shape \(1, 5, 3, 4\); expected \(2, A, 3, 4\)"),
+    ({"logits": torch.zeros(23, 5)}, r"Logits of shape \(23, 5\); expected .* or \(24, A\) for the occupied"),
+    ({"logits": torch.zeros(5, 3, 4)}, r"Logits of shape \(5, 3, 4\)"),
+    ({"action_mask": torch.ones(2, 5, 4, 3, dtype=torch.bool)}, r"action mask of shape \(2, 5, 4, 3\); expected"),
+    ({"action_mask": torch.ones(1, 5, 3, 4, dtype=torch.bool)}, r"action mask of shape \(1, 5, 3, 4\); expected"),
+    ({"action_mask": torch.ones(25, 5, dtype=torch.bool)}, r"action mask of shape \(25, 5\); .* \(24, A\)"),
+    ({"action_mask": torch.ones(2, 3, 4, dtype=torch.bool)}, r"action mask of shape \(2, 3, 4\); expected"),
+    ({"action_mask": torch.ones(2, 4, 3, 4, dtype=torch.bool)}, r"shape \(24, 4\) .* logits' shape \(24, 5\)"),
+    ({"action_mask": torch.ones(2, 5, 3, 4)}, "torch.float32; expected .*torch.bool"),
+    ({"action_mask": torch.ones(2, 5, 3, 4, dtype=torch.uint8)}, "torch.uint8; expected .*torch.bool"),
+    ({"nvec": (2, 2)}, r"nvec=\(2, 2\) has 4 choices; expected 5"),
+])  # fmt: skip
+def test_maps_that_do_not_fit_together_are_refused(given, words):
+    whole = {"logits": torch.zeros(2, 5, 3, 4), "mask": torch.ones(2, 3, 4, dtype=torch.bool)}
+    whole["action_mask"] = torch.ones(2, 5, 3, 4, dtype=torch.bool)
+    CategoricalMap(**whole)
+    with pytest.raises(ValueError, match=words):
+        CategoricalMap(**(whole | given), validate=False)
+
+
+def test_legal_logits_of_minus_infinity_let_no_illegal_action_of_an_agent_in():
+    logits, agents, legal = random_maps()
+    logits = torch.where(legal, -torch.inf, logits).requires_grad_()
+    dist = CategoricalMap(logits, agents, legal)
+    actions = dist.sample()
+    for choice in (actions, dist.mode):
+        assert legal.gather(1, choice[:, None])[:, 0][agents].all()
+    (dist.log_prob(actions) + dist.entropy()).sum().backward()
+    assert torch.isfinite(dist.entropy()).all() and torch.isfinite(logits.grad).all()
+
+
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (5, 6)])
 def test_any_height_and_width(size):
     net = Agent((3, *size), (4,), channels=4)

@@ -180,3 +180,68 @@ class Spot(gym.Env):
 
 
 gym.register("Test/Spot-v0", Spot, disable_env_checker=True)
+
+
+class Signs(gym.Env):
+    """One sign names the right one of three doors, in the first of four places or, without `own`, in any other."""
+
+    observation_space = gym.spaces.Dict(
+        entities=gym.spaces.Box(0, 1, (4, 3), np.float32), entity_mask=gym.spaces.MultiBinary(4)
+    )
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, own=False):
+        self.own = own
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return self.seen()
+
+    def seen(self):
+        self.door, place = int(self.np_random.integers(3)), 0 if self.own else int(self.np_random.integers(1, 4))
+        obs = {"entities": np.zeros((4, 3), np.float32), "entity_mask": np.zeros(4, np.int8)}
+        obs["entities"][place, self.door], obs["entity_mask"][place] = 1, 1
+        return obs, {"action_mask": np.ones(3, np.int8)}
+
+    def step(self, action):
+        reward = float(action == self.door)
+        self.count += 1
+        obs, info = self.seen()
+        return obs, reward, self.count == 6, False, info
+
+
+gym.register("Test/Signs-v0", Signs, disable_env_checker=True)
+
+
+class Bells(Signs):
+    """A bell, of no place, names the right door; a sign, if there is one, says how many doors further it is."""
+
+    observation_space = gym.spaces.Dict(bell=gym.spaces.Discrete(3), **Signs.observation_space.spaces)
+
+    def seen(self):
+        obs, info = super().seen()
+        obs["bell"], shift = int(self.np_random.integers(3)), self.door
+        if self.np_random.random() < 0.5:
+            obs["entity_mask"][:], shift = 0, 0
+        self.door = (obs["bell"] + shift) % 3
+        return obs, info
+
+
+gym.register("Test/Bells-v0", Bells, disable_env_checker=True)
+
+
+class Orders(Apples):
+    """The ripest apple is to be picked or the greenest, as the order says."""
+
+    observation_space = gym.spaces.Dict(ripest=gym.spaces.Discrete(2), **Apples.observation_space.spaces)
+
+    def seen(self):
+        obs, info = super().seen()
+        obs["ripest"] = int(self.np_random.integers(2))
+        if not obs["ripest"]:
+            self.ripe = -self.ripe
+        return obs, info
+
+
+gym.register("Test/Orders-v0", Orders, disable_env_checker=True)
