@@ -278,7 +278,7 @@ def main(args: Args) -> dict[str, float]:
     run = Run(args, __file__)  # ranks, device, seeds; with --resume or --eval-only the flags of the checkpoint
     args, T, N = run.args, run.args.num_steps, run.args.num_envs // run.world_size
     minibatch_size = args.minibatch_size // run.world_size
-    envs = run.make_envs(N)
+    envs = run.make_envs(N, dependent=True)
     obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
     agent = run.place(Agent(obs_shape[0], nvec, args.hidden_dim))
     optimizer = Adam(agent, eps=1e-5)
@@ -303,8 +303,10 @@ def main(args: Args) -> dict[str, float]:
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
         final_obs, final_masks = [], []
         for t in range(T):
-            host_obs[t], host_masks[t] = next_obs, next_mask
-            host_actions[t] = act(next_obs, host_masks[t] | run.free_play)
+            host_obs[t] = next_obs
+            # Fields that depend on each other are chosen one by one; stored are the masks that the choices met.
+            host_actions[t] = act(next_obs, next_mask | run.free_play, None if run.free_play else envs.field_mask)
+            host_masks[t] = envs.path_mask(host_actions[t])
             next_obs, host_rewards[t], host_terminations[t], host_truncations[t], infos = envs.step(host_actions[t])
             next_mask = infos["action_mask"]
             if host_truncations[t].any():
@@ -357,9 +359,9 @@ def main(args: Args) -> dict[str, float]:
                 | {"masks/legal_fraction": host_masks[:T].mean(), "masks/illegal_rate": illegal.mean()}
             )
 
-    def play(obs: np.ndarray, mask: np.ndarray, started: np.ndarray) -> np.ndarray:
+    def play(obs: np.ndarray, mask: np.ndarray, started: np.ndarray, field_mask: Callable | None = None) -> np.ndarray:
         """What the agent thinks best; without memory it does not matter where episodes started."""
-        return agent(run.tensor(obs), run.tensor(mask).bool())[0].mode.cpu().numpy()
+        return act(obs, mask, field_mask, greedy=True)
 
     return run.finish(play)  # save, evaluate with the mask and without, write scores and pictures
 

@@ -65,6 +65,8 @@ class Args(Flags):
     """end an update's epochs early beyond this approximate KL divergence"""
     ratio: Literal["joint", "agent"] = "agent"
     """joint: one clipped ratio for the action of all agents of a map; agent: one for each agent"""
+    count_unused: bool = True
+    """fields that do not count for what an agent does count in log-probability and entropy, as if they did"""
     channels: Count = 16
     """channels of the encoder at half of the map's size; twice as many at a quarter"""
 
@@ -258,6 +260,23 @@ class CategoricalMap:
         return self.sum(self.agents.entropy()) / self.mask.sum((1, 2)).clamp(min=1)
 
 
+def drop_unused(actions: Tensor, legal: Tensor, uses: Tensor, nvec: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Actions and masks in which a field that does not count for what its agent does has one entry, the first.
+
+    Its log-probability, entropy and gradient are then 0: the direction of an order that is no move is no decision.
+
+    Args:
+        actions: (P, K), what P agents do.
+        legal: (P, A) bool, what each may do.
+        uses: (nvec[0], K) bool, which fields count for each choice in field 0.
+        nvec: choices in each field.
+    """
+    unused = ~uses[actions[:, 0]]  # (P, K)
+    sizes = torch.tensor(nvec, device=actions.device)
+    first = torch.zeros_like(legal).index_fill(1, sizes.cumsum(0) - sizes, True)
+    return actions.masked_fill(unused, 0), torch.where(unused.repeat_interleave(sizes, dim=1), first, legal)
+
+
 def layer_init(layer: nn.Linear, std: float = np.sqrt(2), bias_const: float = 0.0) -> nn.Linear:
     """Orthogonal weights of gain `std` and a constant bias."""
     nn.init.orthogonal_(layer.weight, std)
@@ -424,6 +443,11 @@ def main(args: Args) -> dict[str, float]:
     minibatch_size = args.minibatch_size // run.world_size
     envs = run.make_envs(N, layout="grid")
     obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
+    if envs.uses is None and not args.count_unused:
+        raise ValueError(
+            f"--no-count-unused: {args.env_id} does not say which fields count; expected its attribute `uses`, "
+            f"({nvec[0]}, {len(nvec)}), 1 where a field counts for a choice in field 0. Or count all of them."
+        )
     agent = run.place(Agent(obs_shape, nvec, args.channels))
     optimizer = Adam(agent, eps=1e-5)
     run.keep(model=agent, optimizer=optimizer)  # what a checkpoint holds, beside the environments; restored here
@@ -470,8 +494,10 @@ def main(args: Args) -> dict[str, float]:
         rows[agents] = torch.arange(len(legal), device=run.device)
         rows = rows.unflatten(0, (T + 1, N))
         # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
-        b_legal = spare_row(legal | (args.mask_mode != "mask"))
-        b_actions = spare_row(actions.flatten(0, 1)[agents])
+        b_legal, b_actions = legal | (args.mask_mode != "mask"), actions.flatten(0, 1)[agents]
+        if not args.count_unused:
+            b_actions, b_legal = drop_unused(b_actions, b_legal, run.tensor(envs.uses), nvec)
+        b_legal, b_actions = spare_row(b_legal), spare_row(b_actions)
         b_logprobs, values = evaluate_rollout(agent, obs, rows, b_legal, b_actions)
         next_values = values[1:].masked_fill(terminations, 0.0)
         if final_obs:  # bootstrap from the final observation, not from the next episode's first

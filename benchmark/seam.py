@@ -95,4 +95,9 @@ def replace(script: ModuleType, vector: type[UniformVectorEnv], network: Callabl
     """
     envs.make.UniformVectorEnv = vector
     script.Agent._mlp = staticmethod(network)
-    script.CategoricalMasked.mode = property(script.CategoricalMasked.sample)
+    make = script.sampler
+    script.sampler = lambda *inputs: _always_sampled(make(*inputs))
+
+
+def _always_sampled(act: Callable) -> Callable:
+    return lambda obs, mask, field_mask=None, greedy=False: act(obs, mask, field_mask)

@@ -169,6 +169,8 @@ class SingleEnv(gym.Env):
         self.batch, self.metadata, self.render_mode = batch, batch.metadata, batch.render_mode
         self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
         batch.unwrapped.autoreset = False
+        if getattr(batch, "field_masks", None):  # fields that depend on each other
+            self.field_mask = lambda chosen: batch.field_masks(np.array([chosen], np.int64))[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a new episode."""

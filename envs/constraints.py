@@ -12,12 +12,25 @@ is free; a constraint that names nothing leaves no legal value, which is an erro
 ...     return {"gate": In(obs["open"])}
 >>> legal_actions(open_gates({"open": [20, 40, -1]}), {"gate": Gate})
 array([[0, 1, 1]], dtype=int8)
+
+Where the legal values of a field depend on those chosen before, the function takes a second argument, the values chosen
+so far by field, is asked field by field, and returns a constraint of the next one; `counts` says where that field does
+not matter for what was chosen:
+
+>>> Order, Way = IntEnum("Order", ["WAIT", "MOVE"]), IntEnum("Way", ["UP", "DOWN", "LEFT"])
+>>> def open_ways(obs, chosen):
+...     return {"way": In(obs["ways"], counts=chosen["order"] == Order.MOVE)} if chosen else {}
+>>> obs = {"ways": np.array([[1, 3], [2, 3]])}  # of two environments
+>>> next_mask(open_ways, obs, {"order": Order, "way": Way}, np.array([[1], [0]]))  # the first moves, the second waits
+array([[1, 0, 1],
+       [1, 0, 0]], dtype=int8)
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from inspect import signature
 from numbers import Real
 from typing import Any
 
@@ -40,6 +53,8 @@ class In:
         values: any collection of K whole numbers (list, tuple, set, range, array, enumeration members; floats, as
             observations often are), the same for all environments; or one for each of N environments, an array (N, K)
             or N collections of any length. A value that the enumeration does not have is ignored, so that -1 can pad.
+        counts: a flag, or (N,) flags: False where the field does not count for what was chosen before it. It then has
+            one legal value, its first, and with it log-probability, entropy and gradient 0.
 
     Example:
         >>> Size = IntEnum("Size", {"SMALL": 3, "LARGE": 7})
@@ -56,6 +71,7 @@ class In:
     """
 
     values: Collection | ArrayLike
+    counts: ArrayLike = True
 
     def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
         """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
@@ -82,6 +98,7 @@ class Mask:
     Args:
         flags: bool, or numbers that are 0 or 1, of shape (A,), or (N, A) for N environments. Another length is an
             error; no flags at all leave no legal value.
+        counts: as for `In`.
 
     Example:
         >>> Machine = IntEnum("Machine", {"A": 1, "B": 2, "C": 3})
@@ -94,6 +111,7 @@ class Mask:
     """
 
     flags: ArrayLike
+    counts: ArrayLike = True
 
     def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
         """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
@@ -197,6 +215,9 @@ def legal_actions(
                 f"Field {name!r}: expected In or Mask, got {type(constraint).__name__}. Leave a free field out."
             )
         legal = constraint.legal(name, members, num_envs)
+        if not np.all(constraint.counts):
+            only_first = np.arange(len(members)) == 0
+            legal = np.where(np.broadcast_to(constraint.counts, num_envs)[:, None], legal, only_first)
         some = legal.any(axis=1) if terminated is None else legal.any(axis=1) | terminated
         if not some.all():
             empty = np.flatnonzero(~some)
@@ -210,6 +231,40 @@ def legal_actions(
     return np.concatenate(columns, axis=1, dtype=np.int8)
 
 
+class _Chosen(dict):
+    """The values chosen so far by field, which says so where one is read that is not chosen yet."""
+
+    def __missing__(self, field: str) -> None:
+        raise ValueError(f"The mask function reads field {field!r}, which is not chosen yet: so far are {list(self)}.")
+
+
+def next_mask(
+    mask_function: Callable, obs: Any, fields: Fields, chosen: np.ndarray, terminated: np.ndarray | None = None
+) -> np.ndarray:
+    """The mask (N, members) int8 of the field that comes after the choices (N, k), by a mask function of two arguments.
+
+    Args:
+        mask_function: maps a batch of observations and the values chosen so far, by field, to a constraint of the next.
+        obs: the batch.
+        fields: the action type, its fields in the order in which they are chosen.
+        chosen: indices of the values chosen so far.
+        terminated: (N,) bool, states that nobody acts in.
+
+    Raises:
+        TypeError, ValueError: as `legal_actions`, and where the function reads a field that is not chosen yet, or
+            constrains another one than the next.
+    """
+    values = _Chosen((name, _values_of(fields[name])[i]) for name, i in zip(fields, chosen.T, strict=False))
+    name = list(fields)[chosen.shape[1]]
+    constraints = mask_function(obs, values)
+    if isinstance(constraints, Mapping) and not set(constraints) <= {name}:
+        raise ValueError(
+            f"Asked for field {name!r}, the mask function constrains {list(constraints)}; expected {name!r} only, the "
+            f"one that comes after {list(values)}."
+        )
+    return legal_actions(constraints, {name: fields[name]}, len(chosen), terminated)
+
+
 class _FieldActions:
     """What both wrappers share: the action space of indices, the enumerations' values, the observation to show."""
 
@@ -218,6 +273,7 @@ class _FieldActions:
         self.members = [_values_of(enumeration) for enumeration in fields.values()]
         if not fields or any(len(members) == 0 for members in self.members):
             raise ValueError("fields names at least one enumeration, and each has at least one member.")
+        self.dependent = len(signature(mask_function).parameters) == 2
         missing = [key for key in hide if not isinstance(space, spaces.Dict) or key not in space.spaces]
         if missing:
             raise ValueError(f"hide={missing}: the observation space has no such keys, it is {space}.")
@@ -231,6 +287,14 @@ class _FieldActions:
 
     def _shown_space(self, space: gym.Space) -> gym.Space:
         return spaces.Dict(self._shown(space.spaces)) if self.hide else space
+
+    def _masks(self, obs: Any, nobody: np.ndarray) -> np.ndarray:
+        """The masks (N, sum of members) of a batch of states; by field, all that follows the first is open so far."""
+        if not self.dependent:
+            return legal_actions(self.mask_function(obs), self.fields, len(nobody), nobody)
+        first = next_mask(self.mask_function, obs, self.fields, np.zeros((len(nobody), 0), np.int64), nobody)
+        rest = sum(len(members) for members in self.members[1:])
+        return np.concatenate([first, np.ones((len(nobody), rest), np.int8)], axis=1)
 
     def _values(self, indices: np.ndarray, space: gym.Space) -> Any:
         """Enumeration values for indices (..., K): by name for a Dict action space, else in the fields' order."""
@@ -250,7 +314,8 @@ class MaskFunction(_FieldActions, gym.Wrapper):
     Args:
         env: the environment.
         fields: the enumeration of each named action field.
-        mask_function: maps the observation to constraints; it sees all of it, hidden keys too.
+        mask_function: maps the observation to constraints; it sees all of it, hidden keys too. With two arguments it
+            is asked field by field, with what was chosen so far; the wrapper then has a method `field_mask`.
         hide: keys of a Dict observation that only the mask needs; the learner does not get them.
 
     Example:
@@ -267,6 +332,8 @@ class MaskFunction(_FieldActions, gym.Wrapper):
         super().__init__(env)
         self._declare(env.observation_space, fields, mask_function, tuple(hide))
         self.action_space, self.observation_space = self._index_space(), self._shown_space(env.observation_space)
+        if self.dependent:
+            self.field_mask = self._field_mask
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset, with the first state's mask in the info."""
@@ -277,11 +344,16 @@ class MaskFunction(_FieldActions, gym.Wrapper):
         """Step with indices; the inner environment gets the enumerations' values."""
         values = self._values(np.atleast_1d(action), self.env.action_space)
         obs, reward, terminated, truncated, info = self.env.step(values)
-        mask = self._mask(obs, terminated)
+        mask = self._mask(obs, terminated or truncated)
         return self._shown(obs), reward, terminated, truncated, info | {"action_mask": mask}
 
-    def _mask(self, obs: Any, terminated: bool = False) -> np.ndarray:
-        return legal_actions(self.mask_function(obs), self.fields, terminated=np.array([terminated]))[0]
+    def _mask(self, obs: Any, ended: bool = False) -> np.ndarray:
+        self.seen = obs
+        return self._masks(obs, np.array([ended]))[0]
+
+    def _field_mask(self, chosen: tuple[int, ...]) -> np.ndarray:
+        """The mask (members,) int8 of the field after the choices, indices."""
+        return next_mask(self.mask_function, self.seen, self.fields, np.array([chosen], np.int64))[0]
 
 
 class VectorMaskFunction(_FieldActions, VectorWrapper):
@@ -299,6 +371,7 @@ class VectorMaskFunction(_FieldActions, VectorWrapper):
         self.single_observation_space = self._shown_space(env.single_observation_space)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.field_masks = self._field_masks if self.dependent else None
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset all environments, with the first states' masks in the infos."""
@@ -309,13 +382,18 @@ class VectorMaskFunction(_FieldActions, VectorWrapper):
         """Step with indices (N,) or (N, K); the inner environments get the enumerations' values."""
         values = self._values(np.reshape(actions, (self.num_envs, -1)), self.env.single_action_space)
         obs, rewards, terminations, truncations, infos = self.env.step(values)
+        ended = terminations | truncations
         if "final_obs" in infos:
-            infos["final_info"] |= self._mask(infos["final_obs"], terminations)
+            infos["final_info"] |= self._mask(infos["final_obs"], ended)
             infos["final_obs"] = self._shown(infos["final_obs"])
-        # Without autoreset (a batch of one in SingleEnv) a terminal state is returned as it is.
-        waiting = terminations if "final_obs" not in infos else None
-        return self._shown(obs), rewards, terminations, truncations, infos | self._mask(obs, waiting)
+            ended = None  # and begun anew
+        # Without autoreset (a batch of one in SingleEnv) a final state is returned as it is.
+        return self._shown(obs), rewards, terminations, truncations, infos | self._mask(obs, ended)
 
-    def _mask(self, obs: Any, terminated: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        masks = legal_actions(self.mask_function(obs), self.fields, self.num_envs, terminated)
-        return {"action_mask": masks, "_action_mask": np.ones(self.num_envs, bool)}
+    def _mask(self, obs: Any, ended: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        self.seen, rows = obs, np.ones(self.num_envs, bool)
+        return {"action_mask": self._masks(obs, ~rows if ended is None else ended), "_action_mask": rows}
+
+    def _field_masks(self, chosen: np.ndarray) -> np.ndarray:
+        """The masks (N, members) int8 of the field after the choices (N, k), indices, in the present states."""
+        return next_mask(self.mask_function, self.seen, self.fields, chosen)

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from envs.uniform import UniformVectorEnv
 
 # Actions for observations and masks (N, ...), and for flags (N,) that say where an episode starts with this very
-# observation: there an agent with memory begins anew. All of them do in the first call.
-Play = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# observation: there an agent with memory begins anew. All of them do in the first call. Where fields depend on each
+# other, a fourth argument is the environments' `field_mask`.
+Play = Callable[..., np.ndarray]
 
 
 @contextmanager
@@ -30,7 +31,8 @@ def closing(envs: UniformVectorEnv) -> Iterator[UniformVectorEnv]:
 def act(play: Play, envs: UniformVectorEnv) -> np.ndarray:
     """Actions for what the environments gave last, with the mask if they require one."""
     mask = envs.last_mask if envs.require_mask else envs.all_legal(envs.last_mask)
-    return play(envs.last_obs, mask, envs.episode_lengths == 0)
+    by_field = (envs.field_mask,) if envs.field_mask and envs.require_mask else ()
+    return play(envs.last_obs, mask, envs.episode_lengths == 0, *by_field)
 
 
 def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int) -> dict[str, float]:
@@ -55,8 +57,8 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int) 
             if not playing.any():
                 envs.reset()
                 continue
-            mask, actions = envs.last_mask, act(play, envs)
-            illegal += (envs.illegal(actions, mask) * playing).sum()
+            actions = act(play, envs)
+            illegal += (envs.illegal(actions, envs.path_mask(actions)) * playing).sum()
             steps += playing.sum()
             _, _, terminations, truncations, infos = envs.step(actions)
             ended = playing & (terminations | truncations)

@@ -15,14 +15,15 @@ from gymnasium.vector.async_vector_env import AsyncState
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec
 
 KNOWN = ("optimal_return", "optimal_length", "success")  # what an environment may know about an episode that ended
-METHODS = ("action_masks", "get_available_actions")  # which give a mask, or the actions that are legal
+METHODS = ("field_mask", "action_masks", "get_available_actions")  # of a field, of an action; legal actions
+MAX_JOINT = 1_000_000  # entries of a mask of whole actions
 STEP = "obs, reward, terminated, truncated and info"
 
 
 class Guest(gym.Wrapper):
     """One environment that somebody else wrote, as Gymnasium's vector environments and the scripts need it.
 
-    * Four conventions for masks become `info["action_mask"]`, int8, in this order: an `action_mask` in the info
+    * Conventions for masks become `info["action_mask"]`, int8, in this order: an `action_mask` in the info
       (Gymnasium), `action_masks()` or a property of that name (sb3-contrib), `get_available_actions()`, which lists
       legal actions (highway-env), a key "action_mask" of a Dict observation (PettingZoo, RLlib, OpenSpiel), which then
       leaves the observation. A mask is one array or, for several fields, a tuple of one for each. On a grid masks are
@@ -55,6 +56,8 @@ class Guest(gym.Wrapper):
             chain.append(chain[-1].env)
         givers = [(e, name) for name in METHODS for e in chain if name in vars(e) or hasattr(type(e), name)]
         self.giver, self.method = givers[0] if givers else (None, None)
+        self.by_field = self.method == "field_mask"
+        self.uses = next((e.uses for e in chain if hasattr(type(e), "uses") or "uses" in vars(e)), None)
         if require_mask:
             self._refuse_renumbering(chain)
         if index == 0 and any(hasattr(e, name) for e in chain for name in ("obs_rms", "return_rms")):
@@ -82,6 +85,16 @@ class Guest(gym.Wrapper):
         if terminated or truncated:
             given |= self._known(info or {})
         return admit(self.observation_space, obs, self.index), reward, bool(terminated), bool(truncated), given
+
+    def field_mask_of_row(self, chosen: np.ndarray) -> np.ndarray:
+        """The mask (nvec[k],) int8 of the next field after the choices (N, k), of which its own row counts."""
+        k, start = chosen.shape[1], np.ravel(getattr(self.env.action_space, "start", 0))
+        path = tuple((chosen[self.index] + start[:k]).tolist())
+        try:
+            mask = np.array(self.giver.field_mask(path))
+        except Exception as error:
+            raise self._blame(f"field_mask({path})", error, "the mask of legal choices in the next field") from error
+        return check_action_mask(mask[None], self.nvec[k : k + 1], self.index)[0]
 
     def _blame(self, call: str, error: Exception, expected: str) -> ValueError:
         return ValueError(
@@ -123,6 +136,9 @@ class Guest(gym.Wrapper):
             return {}
 
     def _ask(self, obs: Any, info: Mapping[str, Any]) -> Any:
+        if self.by_field:
+            first, rest = self.field_mask_of_row(np.zeros((self.index + 1, 0), np.int64)), self.nvec[1:].sum()
+            return np.concatenate([first, np.ones(rest, np.int8)])
         mask = info.get("action_mask")
         if mask is None and self.giver is not None:
             given = getattr(self.giver, self.method)
@@ -144,6 +160,15 @@ class Guest(gym.Wrapper):
             mask = np.concatenate([np.ravel(field) for field in mask])
         mask = np.array(mask)  # a copy
         # Values of int8 are checked in a batch; Gymnasium copies all masks into one array of the first one's type.
+        if len(self.nvec) > 1 and mask.shape == tuple(self.nvec):  # joint
+            if mask.size > MAX_JOINT:
+                raise ValueError(
+                    f"Environment {self.index}: a joint action mask of {mask.size:,} entries in every step; expected "
+                    f"at most {MAX_JOINT:,}. Give a method field_mask(chosen), or declare the mask (MaskFunction)."
+                )
+            return check_action_mask(mask.reshape(1, -1), np.array([mask.size]), self.index, not acts).reshape(
+                self.nvec
+            )
         if mask.dtype != np.int8 or mask.shape != (self.nvec.sum(),):
             mask = check_action_mask(mask[None], self.nvec, self.index, ended=not acts)[0]
         return mask

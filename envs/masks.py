@@ -1,5 +1,6 @@
 """Masks on the host: pure functions that check them and count what breaks them, before anything reaches the device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -47,6 +48,25 @@ def grid_nvec(seen: gym.Space, space: gym.Space) -> np.ndarray:
         f"The action space {space} is not one action for each cell; expected a MultiDiscrete of shape {seen.shape[1:]} "
         f"or {(*seen.shape[1:], 'K')}, with the same choices in each cell."
     )
+
+
+def check_uses(uses: Any, nvec: np.ndarray) -> np.ndarray:
+    """A declaration of which fields count for each choice in the first one, (nvec[0], K) bool.
+
+    Raises:
+        ValueError: another shape, values other than 0 and 1, or a first field that does not always count.
+
+    >>> check_uses([[1, 0], [1, 1]], np.array([2, 3]))  # nothing to do, or a move and its direction
+    array([[ True, False],
+           [ True,  True]])
+    """
+    table, shape = np.asarray(uses), (int(nvec[0]), len(nvec))
+    if table.shape != shape or not ((table == 0) | (table == 1)).all() or not (table[:, 0] == 1).all():
+        raise ValueError(
+            f"The environment's attribute `uses` has shape {table.shape}; expected {shape}, for each choice in field 0 "
+            f"1 where a field counts and 0 where it does not, and 1 in the column of field 0."
+        )
+    return table.astype(bool)
 
 
 def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False) -> np.ndarray:
@@ -148,3 +168,39 @@ def illegal_actions(actions: np.ndarray, masks: np.ndarray, nvec: np.ndarray) ->
     """
     columns = np.reshape(actions, (len(actions), len(nvec))) + (np.cumsum(nvec) - nvec)
     return (np.take_along_axis(masks, columns, axis=1) == 0).any(axis=1)
+
+
+def choose(
+    scores: np.ndarray, mask: np.ndarray, nvec: np.ndarray, field_mask: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
+    """The legal choice of the highest score in each field: int64 (N,), or (N, K) for K > 1 fields.
+
+    With logits as scores it is the most probable action, with Gumbel noise added to them a random one: a sample of
+    pi(a_1) pi(a_2 | a_1) ..., where fields depend on those before them, as in AlphaStar's policy (Vinyals et al. 2019,
+    https://doi.org/10.1038/s41586-019-1724-z).
+
+    Args:
+        scores: (N, sum(nvec)).
+        mask: of the same shape, 1 where legal.
+        nvec: (K,) choices in each field.
+        field_mask: where they depend on each other: maps the choices so far (N, k) to the mask (N, nvec[k]) of the next
+            field, which then counts instead of `mask`.
+
+    >>> scores, nvec = np.array([[0.1, 0.5, 0.3, 0.2]]), np.array([2, 2])
+    >>> choose(scores, np.array([[1, 1, 0, 1]]), nvec)
+    array([[1, 1]])
+    >>> choose(scores, np.ones((1, 4)), nvec, lambda chosen: np.eye(2)[[1]])  # in each field the second only
+    array([[1, 1]])
+    """
+    scores = np.maximum(scores, np.finfo(np.float32).min)  # what is legal is above what is not, -inf, even so
+    if len(nvec) == 1:
+        return np.where(mask, scores, -np.inf).argmax(1)
+    if field_mask is None:
+        within = np.arange(nvec.max()) < nvec[:, None]  # (K, A): the choices of each field, padded to the largest
+        padded = np.full((len(scores), *within.shape), -np.inf, np.float32)
+        padded[:, within] = np.where(mask, scores, -np.inf)
+        return padded.argmax(2)
+    actions = np.zeros((len(scores), len(nvec)), np.int64)
+    for k, field in enumerate(np.split(scores, np.cumsum(nvec)[:-1], axis=1)):
+        actions[:, k] = np.where(field_mask(actions[:, :k]), field, -np.inf).argmax(1)
+    return actions

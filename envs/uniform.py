@@ -1,6 +1,7 @@
 """`UniformVectorEnv`: what the scripts step."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.base import BatchedEnv
 from envs.foreign import KNOWN, GuestBatch
-from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec, illegal_actions
+from envs.masks import action_nvec, check_action_mask, check_grid_masks, check_uses, grid_nvec, illegal_actions
 from envs.observations import entities_shape, entity_rows, flat_dtype, flat_size, flatten_observations, globals_space
 from envs.statistics import Statistics
 
@@ -37,6 +38,10 @@ class UniformVectorEnv(VectorWrapper):
       `infos["final_info"]["action_mask"]` (N, sum(nvec)) its mask.
     * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`; `returns` and
       `lengths` collect them until somebody clears them.
+    * Where the legal choices of a field depend on those of the fields before it, `field_mask` gives them (it is None
+      where they do not), and `path_mask` the masks that an action met; `action_mask` is then right for the first field
+      only, and may allow too much in the others.
+    * `uses` (nvec[0], K) bool says which fields count for each choice in the first, if the environment declares it.
     * `last_obs` and `last_mask` are the last observations and masks that it gave, which are saved with its state.
     * Actions are indices from 0: (N,) for Discrete, else (N, K); an action space's `start` is added here.
     * Observations in a layout: "flat" (N, D) float32; "entities" (N, E, 1 + D) float32, whose first column is 1 where
@@ -51,6 +56,7 @@ class UniformVectorEnv(VectorWrapper):
         require_mask: raise if it gives no mask; otherwise every action counts as legal.
         layout: of the observations.
         presence_column: the column of a matrix observation that is 1 where the entity is present, else 0.
+        dependent: whether the script chooses field by field; otherwise fields that depend on each other are refused.
         statistics: by which observations, final ones as well, and rewards are scaled; `returns` are of the rewards as
             they are.
         learns: whether what is seen counts in the statistics; not in evaluation.
@@ -66,6 +72,7 @@ class UniformVectorEnv(VectorWrapper):
         require_mask: bool = True,
         layout: Literal["flat", "entities", "grid", "raw"] = "flat",
         presence_column: int | None = None,
+        dependent: bool = False,
         statistics: Statistics | None = None,
         learns: bool = True,
     ):
@@ -94,6 +101,11 @@ class UniformVectorEnv(VectorWrapper):
                 self.num_globals = flat_size(self.globals)
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self.dependent, self.joint, self.field_masks = dependent, None, getattr(env, "field_masks", None)
+        if of_guests and env.get_attr("by_field")[0]:
+            self.field_masks = lambda chosen: np.stack(env.call("field_mask_of_row", chosen))
+        uses = env.get_attr("uses")[0] if of_guests else getattr(env.unwrapped, "uses", None)
+        self.uses = None if uses is None else check_uses(uses, self.nvec)
         self.statistics, self.learns, self.obs_dtype = statistics or None, learns, flat_dtype(self.raw_space)
         if statistics and statistics.obs:
             self.obs_dtype = np.dtype(np.float32)
@@ -144,6 +156,25 @@ class UniformVectorEnv(VectorWrapper):
         broken[agents] = illegal_actions(actions[agents], flat, self.nvec)
         return broken.sum((1, 2)) / np.maximum(agents.sum((1, 2)), 1)
 
+    @property
+    def field_mask(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Maps what was chosen so far (N, k) to the mask (N, nvec[k]) of the next field; None for independent fields.
+
+        It is for the present states, and raises ValueError where nothing is legal after what was chosen.
+        """
+        return self._field_mask if self.field_masks or self.joint is not None else None
+
+    def path_mask(self, actions: np.ndarray) -> np.ndarray:
+        """The masks (N, ...) that actions (N, K) meet in the present states: each field's, after those before it."""
+        if self.field_mask is None:
+            return self.last_mask
+        legal, parts, rows = actions.copy(), [], np.arange(self.num_envs)
+        for k in range(len(self.nvec)):
+            parts.append(self._field_mask(legal[:, :k]))
+            # After an illegal choice, which breaks its mask whatever follows, the path goes on with a legal one.
+            legal[:, k] = np.where(parts[k][rows, actions[:, k]], actions[:, k], parts[k].argmax(1))
+        return np.concatenate(parts, axis=1)
+
     def all_legal(self, mask: np.ndarray) -> np.ndarray:
         """The mask as if every action were legal; on a grid agents stay where they are."""
         free = np.ones_like(mask)
@@ -184,8 +215,32 @@ class UniformVectorEnv(VectorWrapper):
             "final_info": final_info,
         }
 
+    def _field_mask(self, chosen: np.ndarray) -> np.ndarray:
+        k, rows = chosen.shape[1], np.arange(self.num_envs)
+        if self.joint is None:
+            mask = np.asarray(self.field_masks(chosen))
+        else:
+            mask = self.joint[rows, *chosen.T]  # (N, A_k, ..., A_K)
+            mask = mask.any(tuple(range(2, mask.ndim)))
+        stuck = ~mask.any(1)
+        if stuck.any():
+            row = np.flatnonzero(stuck)[0]
+            raise ValueError(
+                f"Environment {row}: after the choices {chosen[row].tolist()} nothing is legal in field {k}. Every "
+                f"legal choice must leave a legal one in the fields after it."
+            )
+        return mask.astype(np.int8, copy=False)
+
     def _mask(self, infos: dict[str, Any]) -> np.ndarray:
         """The masks of states that somebody acts in, (N, ...), all of them there and checked."""
+        self.joint = None
+        if len(self.nvec) > 1 and np.shape(infos.get("action_mask"))[1:] == tuple(self.nvec):
+            infos = infos | {"action_mask": self._marginals(infos)}
+        if not self.dependent and self.field_mask is not None:
+            raise ValueError(
+                "Which choices are legal depends on those in the fields before: ppo_action_mask.py chooses field by "
+                "field, this script does not."
+            )
         if self.masks_are_checked:
             return infos["action_mask"]
         if self.layout == "grid":
@@ -207,9 +262,16 @@ class UniformVectorEnv(VectorWrapper):
         except (KeyError, ValueError):
             return free
 
+    def _marginals(self, infos: dict[str, Any]) -> np.ndarray:
+        """The masks (N, sum(nvec)) of choices that some legal action has, by a joint mask (N, *nvec), which is kept."""
+        joint = check_action_mask(infos["action_mask"].reshape(self.num_envs, -1), np.array([self.nvec.prod()]))
+        self.joint = joint.reshape(self.num_envs, *self.nvec)
+        axes = range(1, self.joint.ndim)
+        return np.concatenate([self.joint.any(tuple(a for a in axes if a != k)) for k in axes], axis=1)
+
     def _final_mask(self, infos: dict[str, Any]) -> np.ndarray:
         """The masks of the states that episodes ended in, 0 where there is none: nobody acts in them."""
-        if "action_mask" not in infos:
+        if "action_mask" not in infos or self.field_mask is not None:
             return np.zeros_like(self.last_mask)
         if self.layout == "grid":
             return check_grid_masks(infos["action_mask"], infos["agent_mask"], self.nvec, ended=True)

@@ -9,6 +9,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim.adam import adam
 
+from envs.masks import choose
+
 COMPARE_EVERY = 256  # calls of a function that has two forms
 
 
@@ -133,17 +135,17 @@ class OnHost:
             return False
 
 
-def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A function that samples actions int64 (N,) or (N, K) for obs (N, D) float32 and masks (N, sum(nvec)).
+def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[..., np.ndarray]:
+    """A function that maps obs (N, D) float32 and masks (N, sum(nvec)) to actions int64, (N,) or (N, K).
 
-    It draws from the distribution's logits on the host: with few environments, calls cost more than arithmetic.
+    It draws from the distribution's logits on the host: with few environments, calls cost more than arithmetic. It
+    takes `field_mask`, as `choose` does, and with `greedy` gives the most probable choices.
 
     Args:
         agent: maps obs and masks to a CategoricalMasked and values.
         nvec: (K,) choices in each field of an action.
         rng: of the draws.
     """
-    lowest = np.finfo(np.float32).min
     within = np.arange(nvec.max()) < nvec[:, None]  # (K, A): the choices of each field, padded to the largest
 
     def policy_logits(obs: Tensor) -> Tensor:
@@ -153,13 +155,10 @@ def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[
 
     logits = OnHost(policy_logits, agent)
 
-    def act(obs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        noise = np.log(rng.standard_exponential(mask.shape, np.float32) + 1e-37)  # never log(0)
-        noisy = np.where(mask, logits(obs) - noise, lowest)  # the mask after the noise: see CategoricalMasked.sample
-        if len(nvec) == 1:
-            return noisy.argmax(-1)
-        padded = np.full((len(obs), *within.shape), -np.inf, np.float32)
-        padded[:, within] = noisy
-        return padded.argmax(-1)
+    def act(obs: np.ndarray, mask: np.ndarray, field_mask: Callable | None = None, greedy: bool = False) -> np.ndarray:
+        scores = logits(obs)
+        if not greedy:  # Gumbel noise, of which none is infinite, and before the mask: see CategoricalMasked.sample
+            scores = scores - np.log(rng.standard_exponential(scores.shape, np.float32) + 1e-37)
+        return choose(scores, mask, nvec, field_mask)
 
     return act

@@ -237,3 +237,36 @@ def test_learns_harvest_in_seconds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grid.main(Args(total_timesteps=25_600, eval_episodes=0, save_model=False, channels=16))
     assert tensorboard(tmp_path).Scalars("charts/episodic_return")[-1].value > 8
+
+
+USES = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]], dtype=torch.bool)  # of choices 0, 1 and 2 in field 0
+
+
+def test_fields_that_do_not_count_have_no_log_probability_no_entropy_and_no_gradient():
+    """By brute force: each agent's distribution over the fields that its action uses, one at a time."""
+    nvec, generator = (3, 2, 4), torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 9, generator=generator, requires_grad=True)
+    legal = torch.rand(50, 9, generator=generator) < 0.7
+    legal[:, [0, 3, 5]] = True
+    actions = CategoricalMasked(logits, legal, nvec).sample(generator)
+    kept, counted = grid.drop_unused(actions, legal, USES, nvec)
+    policy = CategoricalMasked(logits, counted, nvec)
+    log_prob, entropy = policy.log_prob(kept), policy.entropy()
+    (log_prob + entropy).sum().backward()
+    for row in range(50):
+        expected, start = np.zeros(2), 0
+        for k, n in enumerate(nvec):
+            field = slice(start, start + n)
+            start += n
+            if USES[actions[row, 0], k]:
+                one = CategoricalMasked(logits.detach()[row, field], legal[row, field])
+                expected += one.log_prob(actions[row, k]).item(), one.entropy().item()
+                assert kept[row, k] == actions[row, k] and (counted[row, field] == legal[row, field]).all()
+            else:
+                assert (logits.grad[row, field] == 0).all()
+        np.testing.assert_allclose([log_prob[row].item(), entropy[row].item()], expected, atol=1e-5)
+
+
+def test_an_environment_has_to_say_which_fields_count():
+    with pytest.raises(ValueError, match="--no-count-unused: Masked/Harvest-v0 does not say which fields count"):
+        grid.main(Args(count_unused=False))

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from script import ROOT
 
-import benchmark.signals  # noqa: F401, registers the world
+import benchmark.locks
+import benchmark.signals  # noqa: F401, both register their worlds
 from envs.make import make_vec
 
 
@@ -41,3 +43,26 @@ def test_signals_pays_the_share_of_agents_that_are_right():
         np.testing.assert_allclose(rewards, step % 10 / 9)
         assert truncations.all() == (step == 15)
     assert (infos["final_info"]["optimal_return"] == 16).all()
+
+
+@pytest.mark.parametrize("sizes", ["3x4", "2x3x2"])
+def test_locks_tell_the_same_combinations_in_three_ways(sizes):
+    envs = {
+        way: make_vec("benchmark.locks:Locks-v0", 4, {"sizes": sizes, "way": way}, dependent=True)
+        for way in ("joint", "product", "flat")
+    }
+    for env in envs.values():
+        env.reset(seed=0)
+    nvec, total = envs["joint"].nvec, 0
+    for _ in range(16):
+        legal = envs["flat"].last_mask.astype(bool)
+        best = (envs["flat"].env.unwrapped.worth[envs["flat"].env.unwrapped.kind].reshape(4, -1) * legal).argmax(1)
+        fields = np.stack(np.unravel_index(best, nvec), axis=1)
+        assert not envs["joint"].illegal(fields, envs["joint"].path_mask(fields)).any()
+        np.testing.assert_array_equal(envs["joint"].last_mask, envs["product"].last_mask)
+        flat, joint, product = (
+            envs[way].step(actions)[1] for way, actions in (("flat", best), ("joint", fields), ("product", fields))
+        )
+        assert (flat > 0).all() and (flat == joint).all() and (flat == product).all()
+        total += flat
+    assert (total < 16).all()

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.make import make_vec, parse_env_kwargs
-from envs.masks import check_action_mask, check_grid_masks, grid_nvec
+from envs.masks import check_action_mask, check_grid_masks, check_uses, grid_nvec
 from envs.observations import entities_shape, flat_size, flatten_observations
 
 
@@ -338,3 +338,11 @@ def test_observations_without_entities_are_refused(space, column, words):
 def test_what_is_no_grid_is_refused(shape, nvec, words):
     with pytest.raises(ValueError, match=words):
         grid_nvec(spaces.Box(0, 1, shape), spaces.MultiDiscrete(nvec))
+
+
+@pytest.mark.parametrize("uses", [[[1, 1]], [[1, 2], [1, 0]], [[1, 0], [0, 1]], [[0.5, 1], [1, 1]]])
+def test_a_declaration_of_which_fields_count_that_cannot_be_meant_is_refused(uses):
+    with pytest.raises(
+        ValueError, match=r"attribute `uses` has shape .*; expected \(2, 2\), for each choice in field 0"
+    ):
+        check_uses(uses, np.array([2, 3]))

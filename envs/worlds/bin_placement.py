@@ -8,7 +8,7 @@ from gymnasium import spaces
 from PIL import ImageDraw
 
 from envs.base import BatchedEnv
-from envs.constraints import In, VectorMaskFunction
+from envs.constraints import In, Mask, VectorMaskFunction
 from envs.worlds.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, canvas, cross, pixels, text
 
 
@@ -38,6 +38,7 @@ TAKES = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]], b
 SIDES = np.array([[0.1, 0.5], [0.3, 0.7], [0.5, 1.0]])  # shortest and longest side of an object of each size class
 ROOMS = np.array([[0.1, 0.6]] * 3 + [[0.4, 1.0]] * 3)  # the same of each real bin's room
 P_OPEN, REJECT_REWARD, PICKINESS = 0.7, 0.1, 3.0
+SLACK = 0.1  # by which an object may stick out, where orientations depend on the bin
 INDEX = np.full(max(Bin) + 1, -1)  # position of a value in the enumeration, -1 where it has no such member
 INDEX[list(Bin)] = np.arange(len(Bin))
 
@@ -50,6 +51,15 @@ def fitting_bins(state: dict[str, np.ndarray]) -> dict[str, In]:
     bins = np.where(is_small, small, np.where(is_large, large, state["open_bins"]))  # (..., 6)
     reject = np.full_like(bins[..., :1], Bin.REJECT)
     return {"bin": In(np.concatenate([bins, reject], axis=-1))}
+
+
+def fitting_choices(state: dict[str, np.ndarray], chosen: dict[str, np.ndarray]) -> dict[str, Mask]:
+    """The mask function of `dependent`: bins that the object fits into, then orientations in which it fits there."""
+    fits = state["fits"]  # (N, 7, 2)
+    if "bin" not in chosen:
+        return {"bin": Mask(fits.any(axis=2))}
+    into = INDEX[chosen["bin"]]
+    return {"orientation": Mask(fits[np.arange(len(fits)), into], counts=chosen["bin"] != Bin.REJECT)}
 
 
 class BinPlacement(BatchedEnv):
@@ -78,7 +88,8 @@ class BinPlacement(BatchedEnv):
     | `large_bins` | (3,) int64 | the same for large bins |
     | `open_bins` | (6,) int64 | the same for all real bins |
 
-    Only the mask needs the last three; `make_bin_placement_vec` hides them from the learner.
+    Only the mask needs the last three; `make_bin_placement_vec` hides them from the learner. With `dependent` the mask
+    needs `fits` (7, 2) int8 instead, 1 where the object may go into that bin in that orientation.
 
     ## Rewards
     `exp(-3 * (|room width - width| + |room height - height|))` for the object as it is placed, in (0, 1], and 0.1 for
@@ -96,10 +107,14 @@ class BinPlacement(BatchedEnv):
     is refused: the reward is 0, the object stays for the next step, and the carousel moves on to fresh bins. REJECT is
     always legal, so the mask is never empty. The mask is declared by `fitting_bins`.
 
+    With `dependent` an object must not stick out by more than 0.1, so which orientations are legal depends on the bin;
+    of a rejected object the orientation does not count. The mask is declared by `fitting_choices`.
+
     ## Arguments
     Args:
         num_envs: N, environments in the batch.
         num_objects: steps in an episode.
+        dependent: the legal orientations depend on the bin.
         render_mode: "rgb_array", "ansi" or None.
 
     Example:
@@ -117,10 +132,10 @@ class BinPlacement(BatchedEnv):
         *("last_bin", "last_orientation", "last_reward"),
     )
 
-    def __init__(self, num_envs: int, num_objects: int = 32, render_mode: str | None = None):
+    def __init__(self, num_envs: int, num_objects: int = 32, dependent: bool = False, render_mode: str | None = None):
         if num_objects < 1:
             raise ValueError(f"num_objects must be at least 1, got {num_objects}.")
-        self.num_objects = num_objects
+        self.num_objects, self.dependent = num_objects, dependent
         observation_space = spaces.Dict(
             {
                 "object": spaces.Box(0, 1, (6,), np.float32),
@@ -129,6 +144,7 @@ class BinPlacement(BatchedEnv):
                 "large_bins": spaces.Box(-1, int(max(Bin)), (3,), np.int64),
                 "open_bins": spaces.Box(-1, int(max(Bin)), (6,), np.int64),
             }
+            | ({"fits": spaces.MultiBinary((len(Bin), len(Orientation)))} if dependent else {})
         )
         action_space = spaces.Dict(
             {
@@ -150,7 +166,15 @@ class BinPlacement(BatchedEnv):
 
     def _legal(self, rows: np.ndarray) -> np.ndarray:
         """Which real bins (R, 6) bool take the present object."""
-        return self.open[rows] & TAKES[self.size[rows]]
+        return self._fits(rows)[:, 1:].any(axis=2)
+
+    def _fits(self, rows: np.ndarray) -> np.ndarray:
+        """Which bins take the present object, in which orientation: (R, 7, 2) bool."""
+        fits = np.ones((len(rows), len(Bin), len(Orientation)), bool)
+        fits[:, 1:] = (self.open[rows] & TAKES[self.size[rows]])[..., None]
+        if self.dependent:
+            fits[:, 1:] &= (self._gaps(rows) >= -SLACK).all(axis=-1)
+        return fits
 
     def _gaps(self, rows: np.ndarray) -> np.ndarray:
         """Free width and height minus the object's, by bin and orientation (R, 6, 2, 2) float64."""
@@ -162,8 +186,8 @@ class BinPlacement(BatchedEnv):
         """What each bin and orientation would earn now (R, 7, 2) float64: 0 where it is illegal."""
         misfit = np.abs(self._gaps(rows)).sum(axis=-1)
         offers = np.full((len(rows), len(Bin), len(Orientation)), REJECT_REWARD)
-        offers[:, 1:] = np.where(self._legal(rows)[..., None], np.exp(-PICKINESS * misfit), 0.0)
-        return offers
+        offers[:, 1:] = np.exp(-PICKINESS * misfit)
+        return np.where(self._fits(rows), offers, 0.0)
 
     def _new_objects(self, rows: np.ndarray, draws: np.ndarray) -> None:
         size = (len(SIZES) * draws[:, 0]).astype(np.int64)
@@ -201,6 +225,8 @@ class BinPlacement(BatchedEnv):
         item = np.concatenate([self.sides[rows], np.eye(len(SIZES))[self.size[rows]], time_left], axis=1)
         open_bins = np.where(self.open[rows], [*SMALL, *LARGE], -1)
         lists = {"small_bins": open_bins[:, :3].copy(), "large_bins": open_bins[:, 3:].copy(), "open_bins": open_bins}
+        if self.dependent:
+            lists["fits"] = self._fits(rows).astype(np.int8)
         return {"object": item.astype(np.float32), "gap": self._gaps(rows).astype(np.float32), **lists}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -232,13 +258,17 @@ class BinPlacement(BatchedEnv):
         for b, (member, (upright, flat)) in enumerate(zip(Bin, offers, strict=True)):
             sign = (">" if member == self.last_bin[row] else " ") + ("*" if b == best[0] else " ")
             room = "" if member == Bin.REJECT else "{:.2f} x {:.2f}".format(*self.room[row, b - 1])
-            offer = f"{upright:.2f}     {flat:.2f}" if upright else f"xx       xx    ({self._refusal(row, b - 1)})"
+            offer = "     ".join(f"{x:.2f}" if x else " xx " for x in (upright, flat))
+            if not offers[b].any():
+                offer = f"xx       xx    ({self._refusal(row, b - 1)})"
             lines.append(f"{sign} {member.name:<8} {room:<11}  {offer}")
         choice = f"{list(Bin)[best[0]].name} {list(Orientation)[best[1]].name}"
         return "\n".join([*lines, f"* best choice ({choice})   > last choice   xx illegal"])
 
     def _refusal(self, row: int, real_bin: int) -> str:
-        return "wrong size" if self.open[row, real_bin] else "closed"
+        if not self.open[row, real_bin]:
+            return "closed"
+        return "sticks out" if TAKES[self.size[row], real_bin] else "wrong size"
 
     def _render_rgb(self, row: int) -> np.ndarray:
         offers = self._offers(np.array([row]))[0]
@@ -264,7 +294,7 @@ class BinPlacement(BatchedEnv):
             left, floor, is_best = 24 + 118 * b, 396, b == best_bin
             middle = left + 54
             outline, width = (GOLD, 4) if is_best else (INK, 2) if member == self.last_bin[row] else (GRID, 1)
-            legal = offers[b, 0] > 0
+            legal = offers[b].any()
             fill = "#fdf3dc" if is_best else "white" if legal else GRID
             draw.rounded_rectangle([left, 230, left + 108, 446], 8, fill=fill, outline=outline, width=width)
             text(draw, (middle, 246), member.name, 13, INK if legal else MUTED)
@@ -297,14 +327,18 @@ def standing_box(draw: ImageDraw.ImageDraw, foot: tuple[float, float], sides: np
     draw.rounded_rectangle([x - width / 2, y - height, x + width / 2, y], 3, fill=color)
 
 
-def make_bin_placement_vec(num_envs: int, num_objects: int = 32, render_mode: str | None = None) -> VectorMaskFunction:
-    """`BinPlacement` with its action mask, and with the lists of bins kept from the learner.
+def make_bin_placement_vec(
+    num_envs: int, num_objects: int = 32, dependent: bool = False, render_mode: str | None = None
+) -> VectorMaskFunction:
+    """`BinPlacement` with its action mask, and with what only the mask needs kept from the learner.
 
     >>> env = make_bin_placement_vec(num_envs=3)
     >>> obs, infos = env.reset(seed=0)
     >>> obs["gap"].shape, infos["action_mask"].shape
     ((3, 6, 2, 2), (3, 9))
     """
-    fields = {"bin": Bin, "orientation": Orientation}
-    hidden = ("small_bins", "large_bins", "open_bins")
-    return VectorMaskFunction(BinPlacement(num_envs, num_objects, render_mode), fields, fitting_bins, hide=hidden)
+    fields, mask_function = {"bin": Bin, "orientation": Orientation}, fitting_choices if dependent else fitting_bins
+    hidden = ("small_bins", "large_bins", "open_bins", *(("fits",) if dependent else ()))
+    return VectorMaskFunction(
+        BinPlacement(num_envs, num_objects, dependent, render_mode), fields, mask_function, hide=hidden
+    )

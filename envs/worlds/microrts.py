@@ -23,8 +23,8 @@ INSTALL = (
 REWARDS = ("WinLoss", "ResourceGather", "ProduceWorker", "ProduceBuilding", "Attack", "ProduceCombatUnit")
 CHOICES = np.array([6, 4, 4, 4, 4, 7, 49])  # (K,) a unit's action: type, four directions, what to produce, target
 STARTS = np.cumsum(CHOICES) - CHOICES  # (K,) where each field begins in a unit's mask (78,)
-USES = np.zeros((6, 6), bool)  # [action type, field after it]: what the type needs; the first type does nothing
-USES[[1, 2, 3, 4, 4, 5], [0, 1, 2, 3, 4, 5]] = True
+USES = np.zeros((6, 7), bool)  # [action type, field]: what the type needs; the first type does nothing
+USES[:, 0] = USES[[1, 2, 3, 4, 4, 5], [1, 2, 3, 4, 5, 6]] = True
 LEVELS = (5, 5, 3, 8, 6, 2)  # values of each layer that the game gives, one plane for each value; the last is optional
 
 
@@ -113,6 +113,8 @@ class MicroRTS(BatchedEnv):
     reach the game and are as good as nothing. Of orders that exclude each other, moves into one cell or products that
     the resources do not pay for, the game takes the first, in the order of cells.
 
+    `uses` (6, 7) bool says which fields an order needs; the others do not count.
+
     The game cannot be saved: there is no `get_state`, and a resumed run begins with new games.
 
     ## Arguments
@@ -144,6 +146,8 @@ class MicroRTS(BatchedEnv):
     metadata = BatchedEnv.metadata | {"render_modes": ["rgb_array"], "render_fps": 20}
     # BatchedEnv's methods are hidden, so that `hasattr` says that the game cannot be saved.
     get_state = set_state = property()
+
+    uses: np.ndarray | None = USES
 
     def __init__(
         self,
@@ -217,7 +221,7 @@ class MicroRTS(BatchedEnv):
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, cells, orders = self._orders(np.asarray(actions))
         legal = np.take_along_axis(self.masks[rows, cells, 1:], orders + STARTS, axis=1) > 0
-        given = (orders[:, 0] > 0) & legal[:, 0] & (legal[:, 1:] | ~USES[orders[:, 0]]).all(axis=1)
+        given = (orders[:, 0] > 0) & (legal | ~USES[orders[:, 0]]).all(axis=1)
         lists, counts = np.column_stack([cells, orders])[given], np.bincount(rows[given], minlength=self.num_envs)
         lists = np.split(lists.astype(np.int32), np.cumsum(counts)[:-1])
         rewards, over = np.zeros((self.num_envs, len(REWARDS))), np.zeros(self.num_envs, bool)
@@ -324,6 +328,8 @@ class MicroRTSHarvest(MicroRTS):
     Raises:
         ImportError, RuntimeError, ValueError: as `MicroRTS`.
     """
+
+    uses = None  # the type of the order is not the first field
 
     def __init__(
         self,
