@@ -46,6 +46,7 @@ register_batched("Masked/BinPlacement-v0", "envs.worlds.bin_placement:make_bin_p
 register_batched("Masked/Harvest-v0", "envs.worlds.harvest:Harvest")
 register_batched("Masked/PandaForest-v0", "envs.worlds.panda_forest:PandaForest")
 register_batched("Masked/OrderPicking-v0", "envs.worlds.order_picking:OrderPicking")
+register_batched("Masked/Vault-v0", "envs.worlds.vault:Vault")
 register_batched("Masked/MicroRTS-v0", "envs.worlds.microrts:MicroRTS")
 register_batched("Masked/MicroRTSHarvest-v0", "envs.worlds.microrts:MicroRTSHarvest")
 gym.register("Masked/ConnectFour-v0", "envs.worlds.connect_four:ConnectFour")

@@ -30,6 +30,7 @@ def make_vec(
     layout: Literal["flat", "entities", "grid", "raw"] = "flat",
     render_mode: str | None = None,
     presence_column: int | None = None,
+    prev_inputs: bool = False,
     dependent: bool = False,
     statistics: Statistics | None = None,
     learns: bool = True,
@@ -48,7 +49,7 @@ def make_vec(
         layout: of the observations, as for `UniformVectorEnv`.
         render_mode: "rgb_array" or "ansi" to render.
         presence_column: for the layout "entities", as for `UniformVectorEnv`.
-        dependent: whether the script chooses field by field, as for `UniformVectorEnv`.
+        prev_inputs, dependent: of the script, as for `UniformVectorEnv`.
         statistics, learns: for scaled observations and rewards, as for `UniformVectorEnv`.
 
     Raises:
@@ -81,7 +82,7 @@ def make_vec(
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {what}") from error
-    return UniformVectorEnv(env, require_mask, layout, presence_column, dependent, statistics, learns)
+    return UniformVectorEnv(env, require_mask, layout, presence_column, prev_inputs, dependent, statistics, learns)
 
 
 def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str) -> Guest:

@@ -56,6 +56,8 @@ class UniformVectorEnv(VectorWrapper):
         require_mask: raise if it gives no mask; otherwise every action counts as legal.
         layout: of the observations.
         presence_column: the column of a matrix observation that is 1 where the entity is present, else 0.
+        prev_inputs: append the last action, one-hot by field, and the last reward to the layout "flat": 0 at the start
+            of an episode; a final observation comes with those that led to it.
         dependent: whether the script chooses field by field; otherwise fields that depend on each other are refused.
         statistics: by which observations, final ones as well, and rewards are scaled; `returns` are of the rewards as
             they are.
@@ -72,6 +74,7 @@ class UniformVectorEnv(VectorWrapper):
         require_mask: bool = True,
         layout: Literal["flat", "entities", "grid", "raw"] = "flat",
         presence_column: int | None = None,
+        prev_inputs: bool = False,
         dependent: bool = False,
         statistics: Statistics | None = None,
         learns: bool = True,
@@ -99,6 +102,8 @@ class UniformVectorEnv(VectorWrapper):
             if layout == "entities":
                 self.globals = globals_space(self.raw_space)
                 self.num_globals = flat_size(self.globals)
+            if prev_inputs:
+                shape = (shape[0] + self.nvec.sum() + 1,)
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self.dependent, self.joint, self.field_masks = dependent, None, getattr(env, "field_masks", None)
@@ -113,6 +118,7 @@ class UniformVectorEnv(VectorWrapper):
             one = len(self.nvec) == 1
             self.single_action_space = spaces.Discrete(self.nvec[0]) if one else spaces.MultiDiscrete(self.nvec)
             self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self.previous = np.zeros((env.num_envs, self.nvec.sum() + 1), np.float32) if prev_inputs else None
         self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self.discounted = np.zeros(env.num_envs)  # rewards of each running episode
         self.returns: list[float] = []
@@ -124,13 +130,15 @@ class UniformVectorEnv(VectorWrapper):
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
         obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_returns[:], self.episode_lengths[:], self.discounted[:] = 0.0, 0, 0.0
+        if self.previous is not None:
+            self.previous[:] = 0
         self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
         return self.last_obs, {"action_mask": self.last_mask}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all environments."""
-        actions = actions.reshape(self.num_envs, *self.action_shape) + self.start
-        obs, rewards, terminations, truncations, given = self.env.step(actions.astype(self.action_dtype, copy=False))
+        played = actions.reshape(self.num_envs, *self.action_shape) + self.start
+        obs, rewards, terminations, truncations, given = self.env.step(played.astype(self.action_dtype, copy=False))
         if not math.isfinite(rewards.sum()):
             row = np.flatnonzero(~np.isfinite(rewards))[0]
             raise ValueError(f"Environment {row}: the reward is {rewards[row]}; expected a finite number.")
@@ -141,8 +149,15 @@ class UniformVectorEnv(VectorWrapper):
             self.discounted = self.discounted * self.statistics.gamma + rewards
             rewards = self.statistics.scale_rewards(rewards, self.discounted, self.learns)
             self.discounted[ended] = 0.0
-        self.last_obs, self.last_mask = self._observation(obs), self._mask(given)
+        if self.previous is not None:
+            self.previous[:] = 0
+            columns = actions.reshape(self.num_envs, -1) + (np.cumsum(self.nvec) - self.nvec)
+            np.put_along_axis(self.previous, columns, 1, axis=1)
+            self.previous[:, -1] = rewards
         infos = self._finished(given, ended) if ended.any() else {}
+        if self.previous is not None:
+            self.previous[ended] = 0
+        self.last_obs, self.last_mask = self._observation(obs), self._mask(given)
         infos["action_mask"] = self.last_mask
         return self.last_obs, rewards, terminations, truncations & ~terminations, infos
 
@@ -298,4 +313,6 @@ class UniformVectorEnv(VectorWrapper):
                 f"Environment {row}: the observation holds {seen[row, *place]} at entry {place} of its {self.layout} "
                 f"form; expected finite numbers. Training stops here, before they reach the network."
             )
-        return self.statistics.scale_observations(flat, self.layout, learn and self.learns) if self.statistics else flat
+        if self.statistics:
+            flat = self.statistics.scale_observations(flat, self.layout, learn and self.learns)
+        return flat if self.previous is None else np.concatenate([flat, self.previous], axis=1)

@@ -11,10 +11,12 @@ import torch
 from script import ROOT
 
 PPO, DQN, ATTENTION, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_attention_mask", "ppo_gridwise"
-SCRIPTS = (PPO, DQN, ATTENTION, GRID)
+RECURRENT = "ppo_recurrent_mask"
+SCRIPTS = (PPO, DQN, ATTENTION, GRID, RECURRENT)
 SHARED = {
-    (PPO, ATTENTION, GRID): ("CategoricalMasked", "layer_init", "compute_gae", "update"),
-    (PPO, ATTENTION): ("ppo_loss", "look_back"),
+    (PPO, ATTENTION, GRID, RECURRENT): ("CategoricalMasked", "layer_init", "compute_gae", "update"),
+    (PPO, ATTENTION, RECURRENT): ("ppo_loss",),
+    (PPO, ATTENTION): ("look_back",),
 }
 DIFFERENT = {"Args", "Agent", "main", "ppo_loss", "look_back", "update"}  # the same name, another text
 
@@ -42,6 +44,7 @@ COPIED = {  # what the README names, and its doctest
     DQN: ("td_targets", "masked"),
     ATTENTION: ("Packing", "MultiHeadAttention"),
     GRID: ("CategoricalMasked", "CategoricalMap"),
+    RECURRENT: ("EpisodicGRU",),
 }
 
 
