@@ -51,7 +51,6 @@ class Board:
         self.bar = tqdm(total=last_step, initial=step, unit="step", unit_scale=True)
         self.blind = 0  # logs in a row in which the value explained nothing
 
-    @attempt("TensorBoard's file is not written")
     def log(self, scalars: dict[str, Any], returns: list[float], lengths: list[int], step: int) -> None:
         """Write scalars by tag, with the speed so far, and the mean return and length of episodes if there are any."""
         scalars["charts/SPS"] = int((step - self.bar.initial) / self.bar.format_dict["elapsed"])
@@ -63,7 +62,8 @@ class Board:
             if self.blind == PATIENCE:
                 say(f"The value explains nothing of returns around {np.mean(returns):.0f}: try --norm-reward.")
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in scalars.items()]
-        self.writer.file_writer.add_summary(Summary(value=values), step)  # one event: add_scalar writes one for each
+        with attempt("TensorBoard's file is not written"):  # one event: add_scalar writes one for each
+            self.writer.file_writer.add_summary(Summary(value=values), step)
 
     @attempt("TensorBoard's file lacks scores")
     def show_scores(self, scores: dict[str, float], suffix: str, step: int) -> None:

@@ -127,22 +127,22 @@ class Run:
         self.stopped_by = None  # agreed by all ranks, so that all stop after the same iteration
         if self.args.eval_only:
             return
-        stop, log_every = StopOnSignal(), max(1, self.num_iterations // 250)
-        while self.iteration < self.num_iterations and not self.stopped_by:
-            # Both of the end of this iteration: environment steps over all ranks, and whether they are logged.
-            self.global_step = (self.iteration + 1) * self.steps
-            self.log_due = (self.iteration + 1) % log_every == 0 or self.iteration + 1 == self.num_iterations
-            yield self.iteration
-            self.iteration += 1
-            if self.world_size > 1:
-                self.statistics.average(self.mean)
-            if self.board:
-                self.board.bar.update(self.steps)
-            if self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0:
-                self.stopped_by = stop.stopped_by or signal.SIGTERM  # that of another rank
-            if self.args.checkpoint_every and self.iteration % self.args.checkpoint_every == 0:
-                self._save()
-        stop.restore()
+        log_every = max(1, self.num_iterations // 250)
+        with StopOnSignal() as stop:
+            while self.iteration < self.num_iterations and not self.stopped_by:
+                # Both of the end of this iteration: environment steps over all ranks, and whether they are logged.
+                self.global_step = (self.iteration + 1) * self.steps
+                self.log_due = (self.iteration + 1) % log_every == 0 or self.iteration + 1 == self.num_iterations
+                yield self.iteration
+                self.iteration += 1
+                if self.world_size > 1:
+                    self.statistics.average(self.mean)
+                if self.board:
+                    self.board.bar.update(self.steps)
+                if self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0:
+                    self.stopped_by = stop.stopped_by or signal.SIGTERM  # that of another rank
+                if self.args.checkpoint_every and self.iteration % self.args.checkpoint_every == 0:
+                    self._save()
         if self.board:
             self.board.bar.close()
 

@@ -5,7 +5,10 @@ from types import FrameType
 
 
 class StopOnSignal:
-    """SIGINT and SIGTERM ask for a stop, which the training loop does at its next good moment; a second one kills."""
+    """SIGINT and SIGTERM ask for a stop, which the training loop does at its next good moment; a second one kills.
+
+    In the end, also that of a training that failed, they are given back to those who had them.
+    """
 
     def __init__(self):
         self.stopped_by: signal.Signals | None = None
@@ -15,7 +18,10 @@ class StopOnSignal:
         self.stopped_by = signal.Signals(signum)
         signal.signal(signum, self.handlers[signum])
 
-    def restore(self) -> None:
-        """Give the signals back to those who had them."""
+    def __enter__(self) -> "StopOnSignal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         for signum, handler in self.handlers.items():
-            signal.signal(signum, handler)
+            if signal.getsignal(signum) == self._stop:  # a failed training may end late, when another one has them
+                signal.signal(signum, handler)

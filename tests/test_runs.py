@@ -1,6 +1,7 @@
 """What is finished is never lost, what is wrong is refused by name: flags, files and ends of runs."""
 
 import errno
+import gc
 import importlib
 import json
 import random
@@ -21,6 +22,7 @@ from test_scripts import SMALL, main
 import ppo_action_mask as ppo
 from envs.episodes import evaluate
 from envs.make import make_vec
+from experiment import Run
 from experiment.board import new_folder
 from experiment.checkpoint import PREVIOUS, save_checkpoint
 from experiment.flags import Count, parse
@@ -196,6 +198,8 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused_even_if_it_is_the_def
             main(PPO, "--resume", str(trained), f"--{flag}", value)
     with pytest.raises(ValueError, match="^--total-timesteps 1000000: the checkpoint was trained with 64"):
         main(PPO, "--eval-only", str(trained), "--total-timesteps", "1000000")
+    with pytest.raises(ValueError, match="^--eval-only makes no folder for --capture-video"):
+        main(PPO, "--eval-only", str(trained), "--capture-video")
 
 
 def test_a_training_can_be_prolonged_and_says_what_that_does_to_the_step_size(trained, tmp_path, capsys):
@@ -297,11 +301,28 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_training(monkeypatch, ca
     assert "TensorBoard's file is not written: [Errno 28]" in capsys.readouterr().err and checkpoint()["iteration"] == 2
 
 
+def test_what_a_script_logs_by_mistake_is_its_error(monkeypatch):
+    """A full disk is no excuse for a bug: a scalar that is none raises. Signals are given back then, too."""
+    handler = signal.getsignal(signal.SIGINT)
+    log = Run.log
+    monkeypatch.setattr(Run, "log", lambda run, scalars: log(run, scalars | {"losses/mine": np.zeros(2)}))
+    with pytest.raises(TypeError):
+        main(PPO, *FLAGS)
+    gc.collect()  # what the error held
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own():
     args = SimpleNamespace(env_id="Masked/Maze-v0", exp_name="x", mask_mode="mask", seed=1)
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_folder(args), range(32)))
     assert len(set(folders)) == 32 and all(folder.name.startswith("Masked-Maze-v0__x__mask__1__") for folder in folders)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "runs").symlink_to("a disk that is not there")
+    with pytest.raises(FileExistsError):
+        main(PPO, *FLAGS)
 
 
 # Ends
