@@ -24,12 +24,15 @@ from experiment.fast import columns_first, compiled  # noqa: E402
 
 
 @contextmanager
-def watched(tick: Callable[[int], None], episodes: Callable[[np.ndarray], None] | None = None) -> Iterator[None]:
+def watched(
+    tick: Callable[[int], None], episodes: Callable[[np.ndarray, np.ndarray], None] | None = None
+) -> Iterator[None]:
     """Watch all environments that are stepped, those of an evaluation too.
 
     Args:
         tick: takes the number of environments, before each step of them.
-        episodes: takes the returns of the episodes that a step has ended.
+        episodes: takes the returns of the episodes that a step has ended, and of best play in them, 1 where the world
+            does not know it.
     """
     step = UniformVectorEnv.step
 
@@ -37,7 +40,9 @@ def watched(tick: Callable[[int], None], episodes: Callable[[np.ndarray], None] 
         tick(vector.num_envs)
         result = step(vector, actions)
         if episodes and "episode" in result[4]:
-            episodes(result[4]["episode"]["r"][result[4]["_episode"]])
+            infos, ended = result[4], result[4]["_episode"]
+            optima = infos["final_info"].get("optimal_return", np.ones(vector.num_envs))
+            episodes(infos["episode"]["r"][ended], optima[ended])
         return result
 
     with mock.patch.object(UniformVectorEnv, "step", watched_step):

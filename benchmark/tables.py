@@ -105,23 +105,22 @@ def speed(suite: str) -> str:
     peer = next(iter(rates))
 
     def row(arm: str, ratio: str) -> str:
-        final = f" {floor(finals[arm][0] * 10) / 10} |" if finals else ""  # all rounds have the same seed
+        final = f" {tenths(finals[arm])} |" if finals else ""
         return f"| {arm} | {ratio} | {reached(recorded, arm)} |{final}"
 
-    header, rule = (" return at the end (seed 1) |", "-|") if finals else ("", "")
+    header, rule = (" return at the end |", "-|") if finals else ("", "")
     lines = [
         f"| arm | steps per second, x {peer} | seconds to a training return of 36 |{header}",
         f"|-|-|-|{rule}",
         row(peer, f"1 (it ran at {int(median(rates[peer])):,} steps/s here)"),
     ]
     for arm, ratio in recorded["ratios"].items():
-        middle, low, high = (floor(ratio[key] * 10) / 10 for key in ("median_ratio", "min", "max"))
-        lines.append(row(arm, f"{middle} [{low}, {high}]"))
-    versions = recorded["versions"]
+        lines.append(row(arm, tenths([ratio[key] for key in ("median_ratio", "min", "max")])))
+    versions, seeds = recorded["versions"], sorted(set(recorded.get("seeds", [1])))
     lines.append(
-        f"\n{recorded['pairs']} rounds in alternation on {recorded['cores']} cores, median [smallest, largest]; torch "
-        f"{versions['torch']}, sb3-contrib {versions['sb3-contrib']}. `python benchmark/throughput.py --suite {suite}` "
-        f"repeats it."
+        f"\n{recorded['pairs']} rounds in alternation on {recorded['cores']} cores, median [smallest, largest]; "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; torch {versions['torch']}, sb3-contrib "
+        f"{versions['sb3-contrib']}. `python benchmark/throughput.py --suite {suite}` repeats it."
     )
     return "\n".join(lines)
 
@@ -213,11 +212,19 @@ def attention_speed() -> str:
     return "\n".join(lines)
 
 
+def tenths(values: list[float]) -> str:
+    """Median [smallest, largest], cut off after one decimal."""
+    middle, low, high = (floor(value * 10) / 10 for value in (median(values), min(values), max(values)))
+    return f"{middle} [{low}, {high}]"
+
+
 def reached(recorded: dict, arm: str) -> str:
-    """The median of the seconds to the score; runs that did not reach it count as endless."""
+    """Median [smallest, largest] of the seconds to the score; runs that did not reach it count as endless."""
     seconds = sorted(float("inf") if s is None else s for s in recorded["seconds_to_score"][arm])
-    middle = seconds[len(seconds) // 2]
-    return f"not reached in {recorded['steps']:,} steps" if middle == float("inf") else f"{middle:.1f}"
+    middle, low, high = seconds[len(seconds) // 2], seconds[0], seconds[-1]
+    if middle == float("inf"):
+        return f"not reached in {recorded['steps']:,} steps"
+    return f"{middle:.1f} [{low:.1f}, {'not reached' if high == float('inf') else f'{high:.1f}'}]"
 
 
 def study(name: str) -> dict[str, dict[int, list[dict]]]:

@@ -15,8 +15,8 @@ a process of its own on one thread unless its name says otherwise; arms alternat
 hits all. A figure is the median over rounds of (arm / first peer of the same round), with the smallest and largest
 ratio. The first quarter of each run is left out of the speed: imports, and compiling where it is on. The seconds to a
 score count from the first step, compiling included: until the last 64 episodes of training return 36, which is 86 % of
-the optimum in JobRouting. The final return is that of the last 64 episodes as well. Resumable: rounds that the file
-already holds are not repeated.
+the optimum in JobRouting. The final return is that of the last 64 episodes as well. All arms of round r have the seed
+r, so that times and returns have a spread. Resumable: rounds that the file already holds are not repeated.
 
 The suites beside JAX count CPU seconds, each arm pinned to one core: jax_ppo.py is a training compiled whole, with the
 environment in it, and its figures are of the time after compiling.
@@ -219,6 +219,8 @@ class Args:
     """a clone of MicroRTS-Py at its tag v0.6.0, which the suite microrts needs"""
     arm: str | None = None
     """run this one arm and print its figures (used by the alternation itself)"""
+    seed: int = 1
+    """seed of this arm"""
 
 
 class Clock:
@@ -270,10 +272,10 @@ class Timed(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
 
-def run_ours(suite: str, arm: str, steps: int) -> Clock:
+def run_ours(args: Args, steps: int) -> Clock:
     """Train with the script's own main; every environment step ticks the clock."""
-    script, env_id, num_envs, num_steps, minibatch_size, _, compiled = SUITES[suite][1][arm]
-    clock = Clock(steps, time.process_time if suite in JAX else time.perf_counter)
+    script, env_id, num_envs, num_steps, minibatch_size, _, compiled = SUITES[args.suite][1][args.arm]
+    clock = Clock(steps, time.process_time if args.suite in JAX else time.perf_counter)
     module = importlib.import_module(script)
     if script == PPO:
         # MaskablePPO does not clip the value's change either. Adam's step size grows with the root of the minibatch.
@@ -284,8 +286,8 @@ def run_ours(suite: str, arm: str, steps: int) -> Clock:
         flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, learning_rate=2.5e-4, env_kwargs=game)
     else:
         flags = dict(train_frequency=num_steps, batch_size=minibatch_size, learning_rate=1e-3, learning_starts=1000)
-    flags |= dict(env_id=env_id, num_envs=num_envs, anneal_lr=False, compile=compiled)
-    with watched(lambda _: clock.tick(num_envs), clock.episodes):  # over all ranks
+    flags |= dict(env_id=env_id, num_envs=num_envs, anneal_lr=False, compile=compiled, seed=args.seed)
+    with watched(lambda _: clock.tick(num_envs), lambda returns, _: clock.episodes(returns)):  # over all ranks
         module.main(module.Args(total_timesteps=steps, eval_episodes=0, save_model=False, **flags))
     return clock
 
@@ -304,7 +306,7 @@ def run_maskable_ppo(args: Args, steps: int) -> Clock:
         n_epochs=4,
         learning_rate=3e-4,
         ent_coef=0.01,
-        seed=1,
+        seed=args.seed,
         device="cpu",
         policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[64, 64]), activation_fn=torch.nn.Tanh),
     )
@@ -329,7 +331,7 @@ def run_sb3_dqn(args: Args, steps: int) -> Clock:
         gradient_steps=1,
         target_update_interval=2000,
         exploration_fraction=0.3,
-        seed=1,
+        seed=args.seed,
         device="cpu",
         policy_kwargs=dict(net_arch=[128, 128]),
     )
@@ -358,7 +360,10 @@ def run_tianshou_dqn(args: Args, steps: int) -> Clock:
             obs, reward, terminated, truncated, info = super().step(action)
             return {"obs": obs, "mask": info["action_mask"].astype(bool)}, reward, terminated, truncated, {}
 
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
     envs = DummyVectorEnv([lambda: Masked(clock, PythonJobRouting())] * 8)
+    envs.seed(args.seed)
     space = PythonJobRouting().action_space
     policy = DiscreteQLearningPolicy(
         model=Net(state_shape=(len(KINDS) + 3,), action_shape=(space.n,), hidden_sizes=[128, 128]), action_space=space
@@ -402,7 +407,8 @@ def run_ppo_gridnet(args: Args, steps: int) -> Clock:
     vec_env.MicroRTSGridModeSharedMemVecEnv.step_wait = tick
     Path("gym-microrts-static-files").mkdir()
     Path("gym-microrts-static-files/league.csv").write_text("name\n")  # of its ratings, which are off
-    sys.argv = ["ppo_gridnet.py", "--total-timesteps", str(steps), "--cuda", "False", "--max-eval-workers", "0"]
+    sys.argv = ["ppo_gridnet.py", "--total-timesteps", str(steps), "--seed", str(args.seed)]
+    sys.argv += ["--cuda", "False", "--max-eval-workers", "0"]
     runpy.run_path(str(args.microrts_py / "experiments/ppo_gridnet.py"), run_name="__main__")
     return clock
 
@@ -411,7 +417,7 @@ def run_jax(args: Args, steps: int) -> Any:
     """The same PPO on the same world as one compiled program, whose clock is its own."""
     import jax_ppo
 
-    figures = jax_ppo.main(jax_ppo.Args(num_envs=JAX[args.suite], total_timesteps=steps))
+    figures = jax_ppo.main(jax_ppo.Args(num_envs=JAX[args.suite], total_timesteps=steps, seed=args.seed))
     return SimpleNamespace(figures=lambda: figures)
 
 
@@ -457,7 +463,7 @@ def main(args: Args) -> None:
         torch.set_num_threads(2 if "2 threads" in args.arm else 1)
         if args.suite in JAX:
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        clock = PEERS[args.arm](args, steps) if args.arm in PEERS else run_ours(args.suite, args.arm, steps)
+        clock = PEERS[args.arm](args, steps) if args.arm in PEERS else run_ours(args, steps)
         if os.environ.get("RANK", "0") == "0":
             print("FIGURES", json.dumps(clock.figures()))
         return
@@ -475,12 +481,13 @@ def main(args: Args) -> None:
     returns: dict[str, list[float | None]] = results.get("final_return", {})
     packages = {"dqn": ("stable-baselines3", "sb3-contrib", "tianshou"), "microrts": ("gym-microrts",)}
     packages |= dict.fromkeys(JAX, ("jax", "optax"))
+    seeds: list[int] = results.get("seeds", [1] * results["pairs"])  # rounds once shared one seed
     for pair in range(results["pairs"], args.pairs):
+        seeds.append(pair + 1)
         for arm in (*peers, *ours):
             arm_steps, ranks = (more * steps, ours[arm][5]) if arm in ours else (steps, 1)
-            figures = child(
-                __file__, "--suite", args.suite, "--arm", arm, "--steps", str(arm_steps), *microrts_py, ranks=ranks
-            )
+            flags = ("--suite", args.suite, "--arm", arm, "--steps", str(arm_steps), "--seed", str(seeds[-1]))
+            figures = child(__file__, *flags, *microrts_py, ranks=ranks)
             rates.setdefault(arm, []).append(figures["steps_per_second"])
             seconds.setdefault(arm, []).append(figures["seconds_to_score"])
             returns.setdefault(arm, []).append(figures["final_return"])
@@ -492,7 +499,7 @@ def main(args: Args) -> None:
             table[arm] = {"median_ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
         commits = results.get("commit", "").split(", ")
         versions = packages.get(args.suite, ("stable-baselines3", "sb3-contrib"))
-        results = setup(pair + 1, *versions) | {"steps": steps, "ratios": table}
+        results = setup(pair + 1, *versions) | {"seeds": seeds, "steps": steps, "ratios": table}
         results["commit"] = ", ".join(filter(None, dict.fromkeys([*commits, results["commit"]])))
         results |= {"steps_per_second": rates, "seconds_to_score": seconds, "final_return": returns}
         if args.out:
