@@ -1,11 +1,12 @@
-"""Write the README's tables from the recorded runs in docs/results/: python benchmark/tables.py"""
+"""Write the tables of README and docs from the recorded runs in docs/results/: python benchmark/tables.py"""
 
 import json
 import re
 from collections.abc import Callable
-from math import floor
+from math import floor, inf
 from statistics import mean, median
 
+from defaults import TASKS
 from scores import ROOT, RUNS
 from study import PUBLISHED
 
@@ -189,8 +190,13 @@ def growth() -> str:
 
 def interval(values: list[float]) -> str:
     """Median [smallest, largest], cut off after two decimals."""
-    middle, low, high = (floor(value * 100) / 100 for value in (median(values), min(values), max(values)))
+    middle, low, high = (cut(value) for value in (median(values), min(values), max(values)))
     return f"{middle} [{low}, {high}]"
+
+
+def cut(value: float) -> float | str:
+    """Cut off after two decimals; inf stands for what a run did not reach."""
+    return "not reached" if value == inf else floor(value * 100) / 100
 
 
 def repeated(recorded: dict, command: str) -> str:
@@ -300,8 +306,34 @@ def microrts(name: str) -> str:
     return "\n".join(lines)
 
 
-def fill(readme: str) -> str:
-    """The README with fresh tables between its markers."""
+def defaults() -> str:
+    """CPU seconds to a score at each setting of the sizes, and as ratios to the first setting's with the same seed."""
+    runs = json.loads((ROOT / "docs/results/defaults.json").read_text())
+    lines = ["| training | score | sizes | CPU seconds | x the first setting's | steps | seeds |", "|-" * 7 + "|"]
+
+    def endless(run: dict, figure: str) -> float:
+        return run[figure] if run["reached"] else inf
+
+    for name, task in TASKS.items():
+        first, label = {}, f"{name} | {task.score}"
+        for setting in task.settings:
+            seeds = {r["seed"]: r for r in runs if r["task"] == name and tuple(r["setting"]) == setting}
+            first = first or {seed: run["seconds"] for seed, run in seeds.items()}
+            if not seeds:
+                continue
+            seconds = {seed: endless(run, "seconds") for seed, run in seeds.items()}
+            ratio = interval([value / first[seed] for seed, value in seconds.items()])
+            steps = median(endless(run, "steps") for run in seeds.values())
+            reached = "not reached" if steps == inf else f"{steps:,.0f}"
+            cells = (" x ".join(map(str, setting)), interval([*seconds.values()]), ratio, reached, str(len(seeds)))
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+            label = " | "
+    torch = re.search(r"torch [\w.+]+", runs[0]["versions"])[0]
+    return "\n".join([*lines, f"\nMedian [smallest, largest] over seeds; {torch}."])
+
+
+def readme() -> dict[str, str]:
+    """The README's tables by the names of their markers."""
     tables = {
         "files": files(),
         "results ppo": results("ppo_action_mask"),
@@ -323,14 +355,23 @@ def fill(readme: str) -> str:
     for name, table in studies.items():
         if (ROOT / f"docs/results/study_{name}.json").exists():
             tables[f"results study-{name}"] = table(name)
-    for name, table in tables.items():
+    return tables
+
+
+DOCUMENTS = {"README.md": readme, "docs/speed.md": lambda: {"defaults": defaults()}}
+
+
+def fill(document: str) -> str:
+    """The text of a document with fresh tables between its markers."""
+    text = (ROOT / document).read_text()
+    for name, table in DOCUMENTS[document]().items():
         marked = re.compile(f"(<!-- {name} -->\\n).*?(\\n<!-- /{name} -->)", re.S)
-        readme, found = marked.subn(lambda m, t=table: m[1] + t + m[2], readme)
+        text, found = marked.subn(lambda m, t=table: m[1] + t + m[2], text)
         if found != 1:
-            raise ValueError(f"README.md has {found} places for the table {name!r}, expected 1.")
-    return readme
+            raise ValueError(f"{document} has {found} places for the table {name!r}, expected 1.")
+    return text
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(fill(path.read_text()))
+    for document in DOCUMENTS:
+        (ROOT / document).write_text(fill(document))
