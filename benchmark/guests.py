@@ -208,8 +208,8 @@ class Seen(Guest):
         self.observation_space.seed(0)
 
     def look(self):
-        obs = self.observation_space.sample() if self.shown is None else self.shown
-        return eval(obs) if isinstance(obs, str) else obs, {"action_mask": np.ones(2, np.int8)}
+        obs = eval(self.shown) if isinstance(self.shown, str) else self.shown
+        return self.observation_space.sample() if obs is None else obs, {"action_mask": np.ones(2, np.int8)}
 
     def play(self, action):
         return 1.0
