@@ -137,19 +137,62 @@ def script(name: str | Path, *flags: str) -> Ended:
     return Ended(0, text.getvalue())
 
 
-def process(name: str | Path, *flags: str, ranks: int = 1, tiny: bool = True, **how: Any) -> subprocess.Popen:
-    """Start a script in a process of its own."""
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    path = name if isinstance(name, Path) else ROOT / f"{name}.py"
-    flags = (*(TINY[path.stem].split() if tiny else ()), "--eval-episodes", "0", *flags)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
-    return subprocess.Popen([*launcher, str(path), *flags], env=environment, **(pipes | how))
+class Forked:
+    """A script in a process of its own, forked where all packages are imported; of `subprocess.Popen` what is used."""
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.utils.tensorboard", "tyro", "experiment", "benchmark.guests"])
+
+    def __init__(self, argv: list[str], file_size: int):
+        self.out = Path(tempfile.mkstemp()[1])
+        self.process = self.context.Process(target=become, args=(argv, os.getcwd(), str(self.out), file_size))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def communicate(self) -> tuple[str, None]:
+        self.process.join()
+        text = self.out.read_text(errors="replace")
+        self.out.unlink()
+        return text, None
 
 
-def finish(running: subprocess.Popen) -> Ended:
+def become(argv: list[str], folder: str, out: str, file_size: int) -> None:
+    """Run a script as its command line does: its last words go into a file, and its exit code is this process's."""
+    file = os.open(out, os.O_WRONLY)
+    os.dup2(file, 1), os.dup2(file, 2)
+    os.chdir(folder)
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    sys.argv = argv
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    except KeyboardInterrupt:  # which ends Python by the signal itself
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def process(name: str, *flags: str, ranks: int = 1, file_size: int = 0) -> Any:
+    """Start a script in a process of its own, which may write files of `file_size` bytes, or of any size."""
+    argv = [str(ROOT / f"{name}.py"), *TINY[name].split(), "--eval-episodes", "0", *flags]
+    if ranks == 1 and "--compile" not in flags:
+        return Forked(argv, file_size)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, *launcher, *argv], **pipes)
+
+
+def finish(running: Any) -> Ended:
     try:
         text = running.communicate()[0]
     finally:  # at a time limit too
@@ -803,7 +846,7 @@ def as_first_of_two(name: str, *flags: str) -> Any:
         return untouched(name, *flags)
 
 
-def refused_by_process(name: str | Path, *flags: str, **how: Any) -> Any:
+def refused_by_process(name: str, *flags: str, **how: Any) -> Any:
     """A refusal by a process: exit code, and the last lines that it printed."""
     done = finish(process(name, "--total-timesteps", "64", *flags, **how))
     if done.code:
@@ -1218,7 +1261,7 @@ def renderers() -> Iterator[Case]:
     yield case("a renderer that is right", True, drawn, "np.zeros((8, 8, 3), np.uint8)")
 
 
-def wait_for(pattern: str, running: subprocess.Popen) -> None:
+def wait_for(pattern: str, running: Any) -> None:
     while not list(Path().glob(pattern)) and running.poll() is None:
         time.sleep(0.02)
 
@@ -1231,8 +1274,7 @@ def machines() -> Iterator[Case]:
         """No file may grow beyond half of a checkpoint: what a full disk does, for one process."""
         path = Path(placed(trained(name)))
         half = len(trained(name)) // 2
-        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (half, half))
-        done = finish(process(name, "--resume", str(path), "--total-timesteps", "128", preexec_fn=limit))
+        done = finish(process(name, "--resume", str(path), "--total-timesteps", "128", file_size=half))
         left = [str(p) for p in path.parent.glob("*.tmp")]
         whole = path.read_bytes() == trained(name)
         if not done.code or left or not whole:
@@ -1276,16 +1318,16 @@ def machines() -> Iterator[Case]:
         return ends(ppo)
 
     yield case("runs is a file", refused("runs"), blocked)
-    module = "import gymnasium as gym\nfrom benchmark.guests import Doors\ngym.register('Env-v0', Doors)\n"
+    module = "import gymnasium as gym\nfrom benchmark.guests import Doors\ngym.register('Mine-v0', Doors)\n"
 
     def in_the_working_folder(name: str, content: str) -> Ended:
         Path(f"{name}.py").write_text(content)
-        return script(ppo, "--env-id", f"{name}:Env-v0", "--total-timesteps", "64")
+        return script(ppo, "--env-id", f"{name}:{name.title()}-v0", "--total-timesteps", "64")
 
-    yield case("--env-id mine:Env-v0 in the working folder", Ended(0, ""), in_the_working_folder, "mine", module)
-    yield case("a module that raises", refused("--env-id broken:Env-v0", "division"), in_the_working_folder, "broken",
+    yield case("--env-id mine:Mine-v0 in the working folder", Ended(0, ""), in_the_working_folder, "mine", module)
+    yield case("a module that raises", refused("--env-id broken:Broken-v0", "division"), in_the_working_folder, "broken",
         "1 / 0")
-    yield case("a module that registers nothing", refused("--env-id idle:Env-v0"), in_the_working_folder, "idle", "")
+    yield case("a module that registers nothing", refused("--env-id idle:Idle-v0"), in_the_working_folder, "idle", "")
     yield case("an environment whose making raises", refused("Spaces-v0", "division"), untouched, ppo,
         *guest("Spaces", space="1 / 0"))
 
@@ -1502,13 +1544,13 @@ class Args:
     """where to record the outcomes; docs/robustness.md is then written as well"""
 
 
-def training(name: str, way: str, *flags: str) -> subprocess.Popen:
+def training(name: str, way: str, *flags: str) -> Any:
     """A training, in an empty folder, or with --resume."""
     more = ("--compile",) if way == "--compile" else ()
     return process(name, "--eval-episodes", "8", *more, *flags, ranks=2 if way == "2 ranks" else 1)
 
 
-def ended(running: subprocess.Popen) -> dict[str, Any]:
+def ended(running: Any) -> dict[str, Any]:
     """The checkpoint at the end of a training, and its scores."""
     done = finish(running)
     check(done, 0)
@@ -1606,6 +1648,8 @@ def fill(page: str, record: dict[str, Any]) -> str:
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
+    sys.path[:] = [path for path in sys.path if path not in ("", ".")]
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
