@@ -171,6 +171,7 @@ def become(argv: list[str], folder: str, out: str, file_size: int) -> None:
     file = os.open(out, os.O_WRONLY)
     os.dup2(file, 1), os.dup2(file, 2)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     sys.argv = argv
@@ -1325,8 +1326,8 @@ def machines() -> Iterator[Case]:
         return script(ppo, "--env-id", f"{name}:{name.title()}-v0", "--total-timesteps", "64")
 
     yield case("--env-id mine:Mine-v0 in the working folder", Ended(0, ""), in_the_working_folder, "mine", module)
-    yield case("a module that raises", refused("--env-id broken:Broken-v0", "division"), in_the_working_folder, "broken",
-        "1 / 0")
+    yield case("a module that raises", refused("--env-id broken:Broken-v0", "division"), in_the_working_folder,
+        "broken", "1 / 0")
     yield case("a module that registers nothing", refused("--env-id idle:Idle-v0"), in_the_working_folder, "idle", "")
     yield case("an environment whose making raises", refused("Spaces-v0", "division"), untouched, ppo,
         *guest("Spaces", space="1 / 0"))
