@@ -1560,12 +1560,12 @@ def ended(running: Any) -> dict[str, Any]:
 
 @cache
 def left_alone(name: str, way: str, flags: tuple[str, ...]) -> tuple[dict[str, Any], float]:
-    """The training that nobody kills, and the seconds from its first checkpoint to its end."""
+    """The training that nobody kills, and the seconds between its first checkpoint and its last."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         running = training(name, way, *flags, "--checkpoint-every", "1")
         wait_for("runs/*/checkpoint.pt", running)
-        start = time.time()
-        return ended(running), time.time() - start
+        start, whole = time.time(), ended(running)
+        return whole, (run_folder() / "checkpoint.pt").stat().st_mtime - start
 
 
 def killed(name: str, way: str, rng: random.Random) -> dict[str, Any]:
@@ -1576,7 +1576,7 @@ def killed(name: str, way: str, rng: random.Random) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         running = training(name, way, *flags, "--checkpoint-every", str(record["every"]))
         wait_for("runs/*/checkpoint.pt", running)
-        time.sleep(0.8 * rng.random() * seconds)
+        time.sleep(rng.random() * seconds)
         kill(running.pid)
         running.communicate()
         path = run_folder() / "checkpoint.pt"
@@ -1652,7 +1652,7 @@ def main(args: Args) -> None:
     sys.path[:] = [path for path in sys.path if path not in ("", ".")]
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     record = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     if args.part != "kills":
