@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -63,9 +64,13 @@ class Args(Flags):
     """end an update's epochs early beyond this approximate KL divergence"""
     hidden_dim: Count = 64
     """width of the two hidden layers of policy and value"""
+    predict_mask: bool = False
+    """learn what is legal as well, and evaluate with the mask as predicted: for when nobody gives it at run time"""
 
     def check(self, world_size: int) -> int:
         """Refuse what does not fit together; returns the environment steps of a rollout."""
+        if self.predict_mask and self.mask_mode == "none":
+            raise ValueError("--predict-mask learns from masks, which --mask-mode none does not read; leave out one.")
         return check_rollout(self, world_size)
 
 
@@ -206,6 +211,35 @@ class Agent(nn.Module):
         )
 
 
+class MaskHead(nn.Module):
+    """Which choices are legal, as a linear function of what the policy's last layer reads.
+
+    Zabounidis et al. 2026, https://arxiv.org/abs/2603.09090. No gradient goes into the policy.
+    """
+
+    def __init__(self, agent: Agent):
+        super().__init__()
+        *self.trunk, last = agent.actor  # a list, so that these layers stay the policy's alone
+        self.linear = nn.Linear(last.in_features, last.out_features)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """The logit (B, sum(nvec)) of each choice's being legal."""
+        with torch.no_grad():
+            for layer in self.trunk:
+                obs = layer(obs)
+        return self.linear(obs)
+
+    def predict(self, obs: Tensor, nvec: tuple[int, ...]) -> Tensor:
+        """The mask (B, sum(nvec)) bool: probable choices, and the most probable one of a field that has none."""
+        fields = self(obs).split(nvec, dim=-1)
+        return torch.cat([(z > 0) | (z == z.amax(-1, keepdim=True)) for z in fields], dim=-1)
+
+    def learn(self, optimizer: Adam, obs: Tensor, masks: Tensor, mean: Callable) -> None:
+        """A step of Adam along the gradient of the binary cross-entropy, for obs (B, D) and masks (B, sum(nvec))."""
+        loss = F.binary_cross_entropy_with_logits(self(obs), masks.float())
+        optimizer.apply(mean(torch.autograd.grad(loss, optimizer.params)))
+
+
 def compute_gae(
     rewards: Tensor, values: Tensor, next_values: Tensor, dones: Tensor, gamma: float, gae_lambda: float
 ) -> Tensor:
@@ -282,7 +316,11 @@ def main(args: Args) -> dict[str, float]:
     obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
     agent = run.place(Agent(obs_shape[0], nvec, args.hidden_dim))
     optimizer = Adam(agent, eps=1e-5)
-    run.keep(model=agent, optimizer=optimizer)  # what a checkpoint holds, beside the environments; restored here
+    head = run.place(MaskHead(agent))
+    head_optimizer = Adam(head, eps=1e-5)
+    run.keep(
+        model=agent, optimizer=optimizer, head=head, head_optimizer=head_optimizer
+    )  # in checkpoints; restored here
     act = sampler(agent, envs.nvec, run.rng)  # draws from the agent's distribution, on the host
     take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
 
@@ -296,9 +334,11 @@ def main(args: Args) -> dict[str, float]:
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
+    if args.predict_mask and envs.field_mask:
+        raise ValueError("--predict-mask predicts each field by itself; here they depend on each other. Leave it out.")
     for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
-        optimizer.lr.fill_(lr)
+        optimizer.lr.fill_(lr), head_optimizer.lr.fill_(lr)
 
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
         final_obs, final_masks = [], []
@@ -319,6 +359,7 @@ def main(args: Args) -> dict[str, float]:
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
+        b_legal = masks[:T].flatten(0, 1)
         # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
         masks = masks | (args.mask_mode != "mask")
         logprobs, values = evaluate_rollout(agent, obs, masks, actions)
@@ -348,6 +389,9 @@ def main(args: Args) -> dict[str, float]:
             # Written so that a NaN, which compares as False, ends the epochs too.
             if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
                 break
+            if args.predict_mask:
+                for inds in b_inds.split(minibatch_size):
+                    head.learn(head_optimizer, b_obs[inds], b_legal[inds], run.mean)
         run.check_finite(metrics)
 
         # LOG
@@ -363,7 +407,12 @@ def main(args: Args) -> dict[str, float]:
         """What the agent thinks best; without memory it does not matter where episodes started."""
         return act(obs, mask, field_mask, greedy=True)
 
-    return run.finish(play)  # save, evaluate with the mask and without, write scores and pictures
+    def play_predicted(obs: np.ndarray, mask: np.ndarray, started: np.ndarray) -> np.ndarray:
+        """The same with the mask as predicted, whatever is given."""
+        return act(obs, head.predict(run.tensor(obs), nvec).cpu().numpy(), greedy=True)
+
+    others = {"predicted_mask": play_predicted} if args.predict_mask else {}
+    return run.finish(play, **others)  # save, evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

@@ -1,50 +1,17 @@
 """What Huang & Ontanon 2020 (https://arxiv.org/abs/2006.14171) have and no flag of ppo_action_mask.py gives.
 
-Their networks, by size of the map; observations normalized by what was seen so far, as all their logged runs have it
-(--norm-obs); and actions that are sampled in evaluation, as there: in a game without chance the most probable action,
-once refused, would be refused for ever.
+Their networks, by size of the map; and actions that are sampled in evaluation, as there: in a game without chance the
+most probable action, once refused, would be refused for ever.
 """
 
-from typing import Any
-
-import numpy as np
 import torch
-from gymnasium.wrappers.utils import RunningMeanStd
 from torch import Tensor, nn
 
 import ppo_action_mask
 from benchmark import seam
-from envs.uniform import UniformVectorEnv
 from ppo_action_mask import layer_init as init
 
 PLANES = 27
-
-
-class Normalized(UniformVectorEnv):
-    """Observations scaled by mean and deviation of all that was seen so far, in training and in evaluation."""
-
-    stats: RunningMeanStd | None = None  # shared by all environments
-
-    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset all environments."""
-        obs, infos = super().reset(**kwargs)
-        return self._see(obs), infos
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step all environments."""
-        obs, *rest, infos = super().step(actions)
-        if "final_obs" in infos:
-            infos["final_obs"] = self._scale(infos["final_obs"])
-        return self._see(obs), *rest, infos
-
-    def _see(self, obs: np.ndarray) -> np.ndarray:
-        Normalized.stats = self.stats or RunningMeanStd(shape=obs.shape[1:])
-        self.stats.update(obs)
-        self.last_obs = self._scale(obs)
-        return self.last_obs
-
-    def _scale(self, obs: np.ndarray) -> np.ndarray:
-        return np.clip((obs - self.stats.mean) / np.sqrt(self.stats.var + 1e-8), -10, 10).astype(np.float32)
 
 
 class Map(nn.Module):
@@ -74,4 +41,4 @@ def cnn(obs_dim: int, hidden_dim: int, out_dim: int, std: float) -> nn.Sequentia
 
 def prepare() -> None:
     """Let ppo_action_mask train so from now on, in this process."""
-    seam.replace(ppo_action_mask, Normalized, cnn)
+    seam.replace(ppo_action_mask, cnn)

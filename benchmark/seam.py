@@ -17,7 +17,6 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the scripts, envs and experiment
 
-import envs.make  # noqa: E402
 from envs.uniform import UniformVectorEnv  # noqa: E402
 from experiment import Adam, Run  # noqa: E402
 from experiment.fast import columns_first, compiled  # noqa: E402
@@ -90,15 +89,13 @@ def updater(script: ModuleType, agent: nn.Module, args: Any) -> Callable[[tuple[
     return lambda mb: update(agent, optimizer, mb, args, mean)
 
 
-def replace(script: ModuleType, vector: type[UniformVectorEnv], network: Callable[..., nn.Module]) -> None:
+def replace(script: ModuleType, network: Callable[..., nn.Module]) -> None:
     """Change all further trainings of ppo_action_mask in this process; actions are then sampled in evaluation too.
 
     Args:
         script: ppo_action_mask.
-        vector: what it steps, in evaluation too.
         network: makes policy and value from obs_dim, hidden_dim, out_dim and std.
     """
-    envs.make.UniformVectorEnv = vector
     script.Agent._mlp = staticmethod(network)
     make = script.sampler
     script.sampler = lambda *inputs: _always_sampled(make(*inputs))

@@ -54,6 +54,7 @@ PUBLISHED = {
     for size in (10, 24)
 }
 KEPT = ("optimality", "episodic_return", "success", "illegal_rate")  # of the scores, with the mask and without
+KEPT += tuple(f"{key}_{way}" for way in ("no_mask", "predicted_mask", "mask_dropped") for key in KEPT)
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,13 @@ STUDIES = {
         ARMS | LARGER_STEPS,
         (1, 2, 3),
     ),
-    # The paper's flags, as far as the script has them. 10 environments with 200 steps, an episode: each logged return
-    # is the mean of 10 episodes.
+    # The paper's flags, as far as the script has them; its logged runs normalize observations, all of them. 10
+    # environments with 200 steps, an episode: each logged return is the mean of 10 episodes.
     "microrts": Study(
         "ppo_action_mask",
         "--env-id Masked/MicroRTSHarvest-v0 --env-kwargs units_only True size {point} --total-timesteps 500000 "
         "--num-envs 10 --num-steps 200 --minibatch-size 250 --update-epochs 10 --learning-rate 3e-4 --gae-lambda 0.97 "
-        "--hidden-dim 128 --eval-episodes 20 --no-save-model",
+        "--hidden-dim 128 --norm-obs --eval-episodes 20 --no-save-model",
         (4, 10, 24),
         ARMS,
         (1, 2),
@@ -118,6 +119,23 @@ STUDIES = {
         ("4x4", "16x16", "64x64", "16x16x16"),
         {"dependent": "way joint", "independent": "way product", "one field": "way flat"},
         (1, 2, 3, 4, 5),
+    ),
+    # Without the mask at run time: as the state tells what is legal, so can the agent; and masks that are too strict.
+    "predicted": Study(
+        "ppo_action_mask",
+        "--env-id Masked/JobRouting-v0 --total-timesteps 200000 --predict-mask --eval-mask-drop 0.25 "
+        "--eval-episodes 256 --no-save-model --env-kwargs num_up 8 num_machines {point}",
+        (16, 64, 256),
+        {"shown": "show_up True", "hidden": "show_up False"},
+        (1, 2, 3),
+    ),
+    "predicted_worlds": Study(
+        "ppo_action_mask",
+        "--env-id {point} --num-envs 16 --num-steps 64 --predict-mask --eval-mask-drop 0.25 --eval-episodes 256 "
+        "--eval-max-steps 200 --no-save-model",
+        ("Masked/Maze-v0", "Taxi-v4"),
+        {"shown": "--total-timesteps 500000"},
+        (1, 2, 3),
     ),
     # Each step stands alone there, hence gamma 0.
     "ratio": Study(
@@ -168,7 +186,7 @@ def record(study: Study, point: int | str, arm: str, seed: int, flags: str) -> d
         "commit": commit(),
         "versions": f"Python {platform.python_version()}, {packages}",
         "minutes": round((time.time() - start) / 60, 2),
-        "scores": {key: round(value, 4) for key, value in scores.items() if key.removesuffix("_no_mask") in KEPT},
+        "scores": {key: round(value, 4) for key, value in scores.items() if key in KEPT},
         "approx_kl": middle("losses/approx_kl"),  # medians over the training
         "clipfrac": middle("losses/clipfrac"),
         "steps_per_second": middle("charts/SPS"),

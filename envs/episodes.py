@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from envs.masks import drop_legal
 from envs.uniform import UniformVectorEnv
 
 # Actions for observations and masks (N, ...), and for flags (N,) that say where an episode starts with this very
@@ -28,15 +29,18 @@ def closing(envs: UniformVectorEnv) -> Iterator[UniformVectorEnv]:
             gym.logger.warn(f"The environments did not close: {error} ({type(error).__name__})")
 
 
-def act(play: Play, envs: UniformVectorEnv) -> np.ndarray:
-    """Actions for what the environments gave last, with the mask if they require one."""
+def act(play: Play, envs: UniformVectorEnv, narrow: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """Actions for what the environments gave last, with the mask if they require one, made narrower."""
     mask = envs.last_mask if envs.require_mask else envs.all_legal(envs.last_mask)
+    mask = narrow(mask) if narrow else mask
     by_field = (envs.field_mask,) if envs.field_mask and envs.require_mask else ()
     return play(envs.last_obs, mask, envs.episode_lengths == 0, *by_field)
 
 
-def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int) -> dict[str, float]:
+def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, drop: float = 0.0) -> dict[str, float]:
     """Play `episodes` episodes, with the mask if `envs` requires one, and average over them; closes `envs`.
+
+    With `drop` masks are stricter than they have to be: each legal choice is forbidden with that probability.
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
     is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
@@ -49,6 +53,8 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int) 
     left = np.bincount(np.arange(episodes) % envs.num_envs)  # (N,) episodes to play
     totals: defaultdict[str, float] = defaultdict(float)
     illegal = steps = cut = 0
+    rng = np.random.default_rng(0)
+    narrow = (lambda mask: drop_legal(mask, envs.nvec, drop, rng)) if drop else None
     # miniters: the bar's clock goes on while no episode ends.
     with closing(envs), tqdm(total=episodes, desc="Evaluation", unit="episode", leave=False, miniters=0) as bar:
         envs.reset(seed=10_000)
@@ -57,7 +63,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int) 
             if not playing.any():
                 envs.reset()
                 continue
-            actions = act(play, envs)
+            actions = act(play, envs, narrow)
             illegal += (envs.illegal(actions, envs.path_mask(actions)) * playing).sum()
             steps += playing.sum()
             _, _, terminations, truncations, infos = envs.step(actions)

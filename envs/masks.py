@@ -204,3 +204,14 @@ def choose(
     for k, field in enumerate(np.split(scores, np.cumsum(nvec)[:-1], axis=1)):
         actions[:, k] = np.where(field_mask(actions[:, :k]), field, -np.inf).argmax(1)
     return actions
+
+
+def drop_legal(mask: np.ndarray, nvec: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A stricter mask (N, sum(nvec)): each legal choice is forbidden with probability `share`, but one in each field.
+
+    >>> drop_legal(np.array([[1, 1, 0, 1]], np.int8), np.array([2, 2]), 1.0, np.random.default_rng(0)).sum()
+    np.int64(2)
+    """
+    luck = np.where(mask, rng.random(mask.shape), -1.0)  # the luckiest of each field stays
+    best = np.maximum.reduceat(luck, np.cumsum(nvec) - nvec, axis=1)
+    return ((luck >= share) | (luck == np.repeat(best, nvec, axis=1))).astype(np.int8) & mask

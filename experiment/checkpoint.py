@@ -15,7 +15,7 @@ from experiment.flags import flag
 from experiment.notes import say
 
 # Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
-RUNTIME_FLAGS = {"resume", "eval_only", "eval_episodes", "eval_max_steps"}
+RUNTIME_FLAGS = {"resume", "eval_only", "eval_episodes", "eval_max_steps", "eval_mask_drop"}
 RUNTIME_FLAGS |= {"capture_video", "device", "checkpoint_every", "track"}
 # The part of an observation's shape that an agent is bound to: when evaluated, it reads sets and maps of any size.
 BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}

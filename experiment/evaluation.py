@@ -10,13 +10,19 @@ from experiment.notes import attempt, say
 
 
 @torch.inference_mode()
-def score(run: Any, play: Play) -> dict[str, float]:
-    """The scores of a run's agent as trained, and with the mask removed; each of them is shown once it is known."""
+def score(run: Any, play: Play, others: dict[str, Play]) -> dict[str, float]:
+    """The scores of a run's agent as trained, and in other ways; each of them is shown once it is known.
 
-    def shown(masked: bool, suffix: str) -> dict[str, float]:
-        envs = run.make_vec(min(run.args.eval_episodes, run.args.num_envs), require_mask=masked)
+    Args:
+        run: a `Run` at its end.
+        play: acts; also with the mask removed, and with a stricter one if `--eval-mask-drop` says so.
+        others: act too, without a mask; their scores have these names at their end.
+    """
+
+    def shown(name: str, play: Play, masked: bool, drop: float = 0.0) -> dict[str, float]:
         episodes, most = run.args.eval_episodes, run.args.eval_max_steps
-        scores = evaluate(play, envs, episodes, most)
+        envs = run.make_vec(min(episodes, run.args.num_envs), require_mask=masked)
+        scores, suffix = evaluate(play, envs, episodes, most, drop), f"_{name}" if name else ""
         if "cut" in scores:
             count = round(scores["cut"] * episodes)
             say(f"{count} of {episodes} episodes were cut after --eval-max-steps {most}; their return so far counts.")
@@ -26,12 +32,18 @@ def score(run: Any, play: Play) -> dict[str, float]:
             say(f"Evaluation{suffix}: {scores}")
         return scores
 
-    as_trained, removed = shown(not run.free_play, ""), None
-    with attempt("No scores with the mask removed"):
-        removed = shown(False, "_no_mask")
-    scores = as_trained | {f"{key}_no_mask": value for key, value in (removed or {}).items()}
+    found = {"as_trained": shown("", play, not run.free_play)}
+    ways = {name: (other, False) for name, other in ({"no_mask": play} | others).items()}
+    if run.args.eval_mask_drop:
+        ways["mask_dropped"] = (play, True, run.args.eval_mask_drop)
+    for name, way in ways.items():
+        found[name] = None
+        with attempt(f"No scores {name}"):
+            found[name] = shown(name, *way)
+    as_trained, *_ = found.values()
+    scores = as_trained | {f"{key}_{name}": x for name in ways for key, x in (found[name] or {}).items()}
     if run.board:
         run.board.compare(scores)
     else:
-        print(json.dumps({"as_trained": as_trained, "no_mask": removed}, indent=2))
+        print(json.dumps(found, indent=2))
     return scores

@@ -66,6 +66,8 @@ class Flags:
     """episodes played after training, as trained and again with the mask removed; 0: none"""
     eval_max_steps: Count = 5_000
     """steps after which such an episode is cut, for an agent without the mask may play one for ever"""
+    eval_mask_drop: Share = 0.0
+    """evaluate with masks that are too strict as well: each legal choice is forbidden with this probability"""
     eval_only: str | None = None
     """checkpoint.pt of an agent to evaluate without training"""
 

@@ -173,12 +173,13 @@ class Run:
             self.board.log(scalars, self.envs.returns, self.envs.lengths, self.global_step)
         self.envs.returns.clear(), self.envs.lengths.clear()  # on every rank, or they would grow for ever
 
-    def finish(self, play: Play, look: Look | None = None) -> dict[str, float]:
+    def finish(self, play: Play, look: Look | None = None, **others: Play) -> dict[str, float]:
         """Save, evaluate as trained and with the mask removed, write scores and pictures; returns the scores.
 
         Args:
             play: acts for observations and masks.
             look: what the agent attends to, for a picture.
+            others: further ways to act without a mask, evaluated under their names.
 
         Raises:
             SystemExit: 128 + the number of the signal that stopped the run, or 1 if its checkpoint was not written.
@@ -191,7 +192,7 @@ class Run:
                 then = f"Continue with --resume {self.kept}" if self.kept else "Nothing was kept."
                 say(f"Stopped by {self.stopped_by.name}. {then}")
             elif self.rank == 0:
-                scores = score(self, play) if self.args.eval_episodes else {}
+                scores = score(self, play, others) if self.args.eval_episodes else {}
                 if self.board and (self.args.eval_episodes or self.args.capture_video):
                     write_pictures(self, play, look)
             with closing(self.envs):

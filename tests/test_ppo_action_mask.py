@@ -7,6 +7,8 @@ import worlds  # noqa: F401
 from script import checkpoint
 
 import ppo_action_mask as ppo
+from envs.masks import drop_legal
+from ppo_action_mask import Args, main
 
 
 def test_gae_matches_the_definition_with_terminations_and_truncations():
@@ -109,3 +111,62 @@ def test_learns_job_routing_in_seconds(tmp_path, monkeypatch):
     scores = ppo.main(ppo.Args(total_timesteps=60_000, eval_episodes=64))
     assert scores["optimality"] > 0.85
     assert scores["optimality_no_mask"] < scores["optimality"] - 0.2
+
+
+def test_the_mask_is_predicted_where_the_state_tells_it_and_cannot_be_where_it_does_not(tmp_path, monkeypatch):
+    """Shown which machines are up, the head knows them; hidden, half of what it allows is down."""
+    monkeypatch.chdir(tmp_path)
+    flags = dict(predict_mask=True, eval_mask_drop=0.5, eval_episodes=64, save_model=False)
+    shown = main(Args(**flags, total_timesteps=81920, env_kwargs=("show_up", "True")))
+    hidden = main(Args(**flags, total_timesteps=20480))
+    assert shown["illegal_rate"] == hidden["illegal_rate"] == 0 == shown["illegal_rate_mask_dropped"]
+    assert shown["illegal_rate_predicted_mask"] < 0.3 < 0.4 < hidden["illegal_rate_predicted_mask"]
+    assert shown["episodic_return_predicted_mask"] > shown["episodic_return_no_mask"]
+    assert shown["episodic_return_mask_dropped"] < shown["episodic_return"]
+
+
+def test_a_predicted_mask_leaves_every_field_a_choice_and_the_policy_alone():
+    torch.manual_seed(0)
+    agent = ppo.Agent(4, (3, 2), 8)
+    head, obs = ppo.MaskHead(agent), torch.randn(64, 4)
+    head.linear.bias.data.fill_(-10)  # nothing is probable
+    mask = head.predict(obs, (3, 2))
+    assert mask[:, :3].sum(1).tolist() == [1] * 64 == mask[:, 3:].sum(1).tolist()
+    before = [p.detach().clone() for p in agent.parameters()]
+    optimizer = ppo.Adam(head, eps=1e-5)
+    optimizer.lr.fill_(0.1)
+    for _ in range(400):
+        head.learn(optimizer, obs, torch.ones(64, 5, dtype=torch.bool), lambda x: x)
+    assert head.predict(obs, (3, 2)).all()
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
+
+
+def test_what_cannot_be_predicted_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--predict-mask learns from masks, which --mask-mode none does not read"):
+        main(Args(predict_mask=True, mask_mode="none"))
+    with pytest.raises(ValueError, match="--predict-mask predicts each field by itself; here they depend"):
+        main(Args(predict_mask=True, env_id="Masked/BinPlacement-v0", env_kwargs=("dependent", "True")))
+
+
+def test_stricter_masks_keep_a_choice_in_each_field_and_allow_nothing_new():
+    rng, nvec = np.random.default_rng(0), np.array([2, 3])
+    mask = (rng.random((2000, 5)) < 0.6).astype(np.int8)
+    mask[:, [0, 2]] = 1
+    strict = drop_legal(mask, nvec, 0.5, rng)
+    assert (strict <= mask).all() and strict[:, :2].any(1).all() and strict[:, 2:].any(1).all()
+    # Of two legal choices one stays at least: each goes with probability 1/2 - 1/2 * 1/4.
+    both = mask[:, :2].all(1)
+    assert abs(strict[both, 1].mean() - 0.625) < 0.05
+    np.testing.assert_array_equal(drop_legal(mask, nvec, 0.0, rng), mask)
+
+
+def test_dependent_fields_are_learnt_in_all_arms(tmp_path, monkeypatch):
+    """The orientation depends on the bin: legal play only with the mask, and better than independent fields can be."""
+    monkeypatch.chdir(tmp_path)
+    flags = dict(env_id="Masked/BinPlacement-v0", env_kwargs=("dependent", "True"), eval_episodes=64, save_model=False)
+    scores = main(Args(**flags, total_timesteps=40960))
+    assert scores["illegal_rate"] == 0 and scores["optimality"] > 0.6
+    for mode in ("naive", "penalty", "none"):
+        scores = main(Args(**flags, total_timesteps=2048, mask_mode=mode))
+        assert (scores["illegal_rate"] == 0) == (mode == "naive")
