@@ -244,7 +244,7 @@ def study(name: str) -> dict[str, dict[int, list[dict]]]:
 def grid(name: str, title: str, rows: dict[str, tuple[str, Callable[[dict], float]]]) -> str:
     """A table with a column for each point; `rows` has the arm, and the share to show of each run."""
     cells = study(name)
-    points = sorted({point for arm in cells.values() for point in arm})
+    points = list(dict.fromkeys(point for arm in cells.values() for point in arm))
     lines = [f"| {title} | {' | '.join(map(str, points))} |", "|-" * (1 + len(points)) + "|"]
     for row, (arm, value) in rows.items():
         values = [[value(run) for run in cells[arm].get(point, [])] for point in points]
@@ -284,6 +284,42 @@ def ratio(name: str) -> str:
     rows = {f"right, `--ratio {arm}`": (arm, optimality) for arm in ("agent", "joint")}
     rows |= {f"samples clipped, `--ratio {arm}`": (arm, lambda run: run["clipfrac"]) for arm in ("agent", "joint")}
     return grid(name, "agents", rows)
+
+
+def fields(name: str) -> str:
+    """Dependent masks beside independent ones and one field of all combinations: score, and speed."""
+    arms = ("dependent", "independent", "one field")
+    rows = {f"{arm}, share of the optimum": (arm, optimality) for arm in arms}
+    text = grid(name, "fields", rows)
+    cells = study(name)
+    speeds = []
+    for arm in arms:
+        medians = [median(run["steps_per_second"] for run in runs) for runs in cells[arm].values()]
+        speeds.append(f"{arm} {', '.join(f'{value:,.0f}' for value in medians)}")
+    return f"{text} Steps per second, median, in the order of {', '.join(cells['dependent'])}: {'; '.join(speeds)}."
+
+
+def predicted(name: str) -> str:
+    """An agent's scores with the mask, with the one it predicts, without, and with a stricter one."""
+    key = "optimality" if name == "predicted" else "episodic_return"
+    lines = [
+        "| world | what is legal | mask | mask as predicted (illegal) | mask removed (illegal) | a quarter forbidden |",
+        "|-" * 6 + "|",
+    ]
+    for arm, points in study(name).items():
+        for point, runs in points.items():
+            scores = [run["scores"] for run in runs]
+
+            def cell(suffix: str, scores: list[dict] = scores) -> str:
+                illegal = median(s[f"illegal_rate{suffix}"] for s in scores)
+                shown = spread([s[f"{key}{suffix}"] for s in scores], key == "optimality")
+                return f"{shown} ({illegal:.0%})" if suffix in ("_predicted_mask", "_no_mask") else shown
+
+            world = f"JobRouting, {point} machines" if key == "optimality" else point
+            cells = " | ".join(map(cell, ("", "_predicted_mask", "_no_mask", "_mask_dropped")))
+            lines.append(f"| {world} | {arm} | {cells} |")
+    figure = "Share of the optimum" if key == "optimality" else "Return"
+    return "\n".join(lines) + f"\n\n{figure}, median [smallest, largest]; number of seeds: {len(runs)}."
 
 
 def microrts(name: str) -> str:
@@ -352,6 +388,7 @@ def readme() -> dict[str, str]:
         "speed growth": growth(),
     }
     studies = {"arms": arms, "arms_shown": arms, "hidden": hidden, "ratio": ratio, "microrts": microrts}
+    studies |= {"fields": fields, "predicted": predicted, "predicted_worlds": predicted}
     for name, table in studies.items():
         if (ROOT / f"docs/results/study_{name}.json").exists():
             tables[f"results study-{name}"] = table(name)

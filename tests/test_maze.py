@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from envs.make import make_vec
 from envs.worlds.maze import GOAL, STEP_COST, TRAIL, VIEW, VISIT, WALL, Maze, Move, _distances, _pick
 
 STEPS = {Move.UP: (-1, 0), Move.DOWN: (1, 0), Move.LEFT: (0, -1), Move.RIGHT: (0, 1)}
@@ -140,3 +141,13 @@ def test_the_picture_marks_each_blocked_move_in_red_and_each_legal_one_in_green(
             red = (spot[..., 0] - spot[..., 1] > 100) & (spot[..., 2] < 110)
             green = spot[..., 1] - spot[..., 0] > 90
             assert (green.sum() > 20, red.sum() > 20) == (bool(mask[move]), not mask[move])
+
+
+def test_the_trail_can_be_left_out():
+    envs = [make_vec("Masked/Maze-v0", 4, {"trail": trail}) for trail in (True, False)]
+    (whole, _), (short, _) = (env.reset(seed=0) for env in envs)
+    assert whole.shape == (4, 110) and short.shape == (4, 85)
+    for _ in range(5):
+        actions = envs[0].env.unwrapped.best_actions()
+        whole, short = (env.step(actions)[0] for env in envs)
+        np.testing.assert_array_equal(np.delete(whole, np.s_[81:106], axis=1), short)

@@ -11,7 +11,7 @@ from script import ROOT, run, run_folder
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
 LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
-SCRIPT = r"(ppo_action_mask|dqn_action_mask|ppo_attention_mask|ppo_gridwise)\.py"
+SCRIPT = r"(ppo_action_mask|dqn_action_mask|ppo_attention_mask|ppo_gridwise|ppo_recurrent_mask)\.py"
 COMMANDS = [line for line in LINES if re.match(rf"(python|torchrun .*) {SCRIPT}", line)]
 
 

@@ -44,6 +44,8 @@ class Maze(BatchedEnv):
     | 106-107 | how far the goal is to the right and down, divided by `size` |
     | 108-109 | the signs of these two |
 
+    With `trail` False the trail is left out, 85 float32: an agent without memory walks in circles.
+
     ## Rewards
     -1/64 in every step, and +1 on reaching the goal.
 
@@ -64,6 +66,7 @@ class Maze(BatchedEnv):
         size: cells along one side, at least 2.
         density: the probability that a cell is a wall, 0 to 0.5.
         max_episode_steps: steps until truncation; default 4 * size.
+        trail: whether the observation holds the trail.
         render_mode: "rgb_array", "ansi" or None.
 
     Example:
@@ -92,6 +95,7 @@ class Maze(BatchedEnv):
         size: int = 8,
         density: float = 0.25,
         max_episode_steps: int | None = None,
+        trail: bool = True,
         render_mode: str | None = None,
     ):
         if size < 2:
@@ -99,7 +103,7 @@ class Maze(BatchedEnv):
         if not 0 <= density <= 0.5:
             raise ValueError(f"density must be in [0, 0.5], got {density}.")
         limit = 4 * size if max_episode_steps is None else max_episode_steps
-        num_features = (2 * VIEW + 1) ** 2 + (2 * TRAIL + 1) ** 2 + 4
+        num_features = (2 * VIEW + 1) ** 2 + trail * (2 * TRAIL + 1) ** 2 + 4
         observation_space = spaces.Box(-1, 1, (num_features,), np.float32)
         super().__init__(num_envs, observation_space, spaces.Discrete(len(Move)), limit, render_mode)
         # A cell is one integer, its place in the flattened map, whose margin of walls is as wide as the view: looking
@@ -108,7 +112,9 @@ class Maze(BatchedEnv):
         self.num_cells = self.width**2
         self.cells = np.arange(self.num_cells).reshape(self.width, -1)[VIEW:-VIEW, VIEW:-VIEW].ravel()  # without margin
         self.moves = np.array([-self.width, self.width, -1, 1])  # (4,) what each Move adds to the agent's cell
-        self._windows = np.concatenate([self._window(VIEW), self._window(TRAIL) + self.num_cells])
+        self._windows = self._window(VIEW)
+        if trail:
+            self._windows = np.concatenate([self._windows, self._window(TRAIL) + self.num_cells])
         self._xy = (np.indices((self.width, self.width))[::-1].reshape(2, -1).T / size).astype(np.float32)
         self._first = self._rows * 2 * self.num_cells  # where each environment's map begins in `maps`
 
