@@ -25,12 +25,15 @@ SMALL = {  # iterations of 32 steps
                                    "--learning-starts 64 --buffer-size 512 --eval-episodes 0"),
     "ppo_attention_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 --dim 8"),
     "ppo_gridwise": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 --channels 4"),
+    "ppo_recurrent_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 "
+                                      "--hidden-dim 8"),
 }  # fmt: skip
 WORLDS = {  # an environment that renders and has illegal actions, and one that cannot be saved
     "ppo_action_mask": ("Masked/Maze-v0", "Taxi-v4"),
     "dqn_action_mask": ("Masked/Maze-v0", "Taxi-v4"),
     "ppo_attention_mask": ("Masked/PandaForest-v0", "worlds:Test/Apples-v0"),
     "ppo_gridwise": ("Masked/Harvest-v0", "worlds:Test/Lights-v0"),
+    "ppo_recurrent_mask": ("Masked/Vault-v0", "Taxi-v4"),
 }
 SAVED = [  # every script with environments that it resumes bit for bit, and flags
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
@@ -38,6 +41,7 @@ SAVED = [  # every script with environments that it resumes bit for bit, and fla
     ("ppo_attention_mask", "Masked/PandaForest-v0"),
     ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     ("ppo_gridwise", "Masked/Harvest-v0"),
+    ("ppo_recurrent_mask", "Masked/Vault-v0", "--prev-inputs"),
     ("ppo_action_mask", "Masked/JobRouting-v0", "--compile"),
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
