@@ -38,7 +38,7 @@ def score(run: Any, play: Play, others: dict[str, Play]) -> dict[str, float]:
         ways["mask_dropped"] = (play, True, run.args.eval_mask_drop)
     for name, way in ways.items():
         found[name] = None
-        with attempt(f"No scores {name}"):
+        with attempt(f"No scores with {name.replace('_', ' ')}"):
             found[name] = shown(name, *way)
     as_trained, *_ = found.values()
     scores = as_trained | {f"{key}_{name}": x for name in ways for key, x in (found[name] or {}).items()}

@@ -147,7 +147,7 @@ OUTSIDE = {  # of the range of each flag; NaN and inf are outside of all
     **{name: (0, -1) for name in COUNTS},
     **{name: (-1,) for name in ("checkpoint_every", "eval_episodes", "learning_starts", "presence_column")},
     **{name: (0.0, -1.0) for name in ("learning_rate", "clip_coef", "max_grad_norm", "target_kl", "replay_ratio")},
-    **{name: (-0.1, 1.1, 2.0) for name in ("gamma", "gae_lambda", "start_e", "end_e")},
+    **{name: (-0.1, 1.1, 2.0) for name in ("gamma", "gae_lambda", "start_e", "end_e", "eval_mask_drop")},
     **{name: (0.0, -0.1, 1.1, 2.0) for name in ("tau", "exploration_fraction")},
     **{name: (-0.1,) for name in ("ent_coef", "vf_coef")},
     "invalid_penalty": (),
@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("fault, said", [
-    ("raise", "No scores with the mask removed: Environment 0: step(1) of Door raised IndexError: door 1 is shut."),
+    ("raise", "No scores with no mask: Environment 0: step(1) of Door raised IndexError: door 1 is shut."),
     ("mask", ""),  # empty where illegal play leads: without the mask it only counts who plays illegally
     ("close", "The environments did not close: the door is stuck (OSError)"),
     ("text", "Environment 0: info['success'] is 'yes', no number; left out"),
@@ -370,7 +370,7 @@ def test_what_fails_after_the_training_is_said_and_costs_nothing_else(
 
 def test_an_evaluation_that_fails_with_the_mask_is_an_error(monkeypatch):
     """Nothing is known then; the checkpoint is written."""
-    monkeypatch.setattr("envs.episodes.act", lambda play, envs: 1 / 0)
+    monkeypatch.setattr("envs.episodes.act", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(PPO, *FLAGS, "--eval-episodes", "2")
     assert checkpoint()["iteration"] == 2
