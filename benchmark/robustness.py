@@ -444,9 +444,9 @@ def constraints() -> Iterator[Case]:
     yield case("a wrapper's function returns nothing", refused("mask function"), wrapped, lambda obs: None)
     yield case("floats of an observation", [0, 1], wrapped, lambda obs: {"move": In(np.float32([1.0]))})
     yield case("an enumeration without members", refused("at least one member"),
-        lambda: MaskFunction(gym.make("CartPole-v1"), {"move": IntEnum("E", {})}, dict))
+        lambda: MaskFunction(gym.make("CartPole-v1"), {"move": IntEnum("E", {})}, lambda obs: {}))
     yield case("hiding a key that is not there", refused("hide", "up"),
-        lambda: MaskFunction(gym.make("CartPole-v1"), {"move": Side}, dict, hide=("up",)))
+        lambda: MaskFunction(gym.make("CartPole-v1"), {"move": Side}, lambda obs: {}, hide=("up",)))
 
 
 def returned() -> float:
@@ -541,7 +541,7 @@ def statistics() -> Iterator[Case]:
         after = returned()
         path = str(run_folder() / "checkpoint.pt")
         printed = [script(name, "--eval-only", path, *scored).text for _ in range(2)]
-        scores = [json.loads(text[text.index("{") : text.rindex("}") + 1])["as_trained"] for text in printed]
+        scores = [json.loads(re.search(r'{\s*"as_trained".*}', text, re.S)[0])["as_trained"] for text in printed]
         return scores[0] == scores[1] and abs(scores[0]["episodic_return"] - after) < 0.0001
 
     yield case("statistics are frozen in evaluation, and in the checkpoint", True, again, "ppo_action_mask")
@@ -559,7 +559,7 @@ def statistics() -> Iterator[Case]:
         yield case(f"{name}: statistics exact on resume", True, resumed, name)
     large = guest("Doors", fault="reward", value="2000.0 + 1000 * (t % 2)", at=0)
     yield case("returns near 2,000 without scaling: a warning names the flag", WELL, ends, "ppo_action_mask", *large,
-        "--total-timesteps", "16000", "--update-epochs", "1", says=("--norm-reward",), limit=60)
+        "--total-timesteps", "3200", "--update-epochs", "1", says=("--norm-reward",), limit=60)
 
 
 @contextlib.contextmanager
@@ -989,8 +989,8 @@ def checkpoints() -> Iterator[Case]:
     for name in (ppo, "ppo_gridwise"):
         yield case(f"{name}: a copy with a flag more resumes what the script wrote", WELL,
             lambda name=name: check(copied(name, more, False), 0), limit=60)
-        yield case(f"{name}: the script resumes what a copy with a flag more wrote", refused("mine"),
-            lambda name=name: copied(name, more, True), limit=60)
+        yield case(f"{name}: the script resumes what a copy with a flag more wrote", (refused("mine"), WELL),
+            lambda name=name: check(copied(name, more, True), 0, "mine"), limit=60)
 
     def kept_beside(name: str) -> bool:
         script(name, "--total-timesteps", "128", "--checkpoint-every", "1")
