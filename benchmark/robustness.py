@@ -858,6 +858,8 @@ def refused_by_process(name: str, *flags: str, **how: Any) -> Any:
 def resuming() -> Iterator[Case]:
     case, ppo = (cases_of("resumed and evaluated wrongly"), "ppo_action_mask")
 
+    once = "t == 100 and 'stop' not in LOG and [LOG.append('stop'), os.kill(os.getpid(), signal.SIGTERM)]"
+
     def steps_after(name: str, steps: str, *more: str) -> int:
         path = placed(trained(name))
         check(script(name, "--resume", path, "--total-timesteps", steps, *more), 0)
@@ -870,9 +872,9 @@ def resuming() -> Iterator[Case]:
         def to_the_default(name: str = name, default: str = default) -> tuple[int, bool]:
             """With M equal to the flag's default; a signal ends it after a while, all the same to a training."""
             kinds = {ppo: "Doors", "dqn_action_mask": "Doors", "ppo_attention_mask": "Sets", "ppo_gridwise": "Lamps"}
-            flags = guest(kinds[name], length=500, fault="step", at=100,
-                value="t == 100 and os.kill(os.getpid(), signal.SIGTERM)")
+            flags = guest(kinds[name], length=500, fault="step", at=100, value=once)
             path = placed(trained(name, *flags))
+            LOG.clear()
             with contextlib.suppress(ValueError, SystemExit):
                 script(name, "--resume", path, "--total-timesteps", default)
             saved = load(Path(path))
