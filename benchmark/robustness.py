@@ -1,7 +1,7 @@
 """Bad inputs, and trainings that are killed: what the scripts make of them.
 
     python benchmark/robustness.py --out docs/results/robustness.json    # both parts, then the tables of the page
-    python benchmark/robustness.py --only attention                      # the cases whose kind or name holds this
+    python benchmark/robustness.py --only attention                      # the cases whose kind and name match this
     python benchmark/robustness.py --part kills --kills 20
 
 A case is something that others do wrong, or do in their own way, and what is right then: a value, a run that ends well
@@ -1495,13 +1495,13 @@ def shown(value: Any) -> str:
 
 
 def tried(only: str) -> list[dict[str, str]]:
-    """Run all cases, or those whose kind or name holds `only`."""
+    """Run all cases, or those whose kind and name match `only`."""
     cases = [case for group in GROUPS for case in group()]
     if twins := [name for name, n in Counter((case.kind, case.name) for case in cases).items() if n > 1]:
         raise ValueError(f"Cases of the same name: {twins}")
     records = []
     for case in cases:
-        if only.lower() not in f"{case.kind}: {case.name}".lower():
+        if not re.search(only, f"{case.kind}: {case.name}", re.I):
             continue
         start = time.time()
         outcome, got = judge(case)
@@ -1538,7 +1538,7 @@ class Args:
     part: Literal["all", "inputs", "kills"] = "all"
     """what to run"""
     only: str = ""
-    """inputs whose kind or name holds this text; nothing is written then"""
+    """inputs whose kind and name match this regular expression; nothing is written then"""
     kills: int = 20
     """SIGKILLs of each script, shared out among its ways to be started"""
     seed: int = 0
