@@ -48,6 +48,7 @@ class Guest(gym.Wrapper):
         self.index, self.require_mask, self.grid, self.told = index, require_mask, layout == "grid", set()
         space = env.observation_space
         self.nvec = grid_nvec(space, env.action_space) if self.grid else action_nvec(env.action_space)
+        self.num_choices, self.fields = int(self.nvec.sum()), tuple(self.nvec.tolist())
         self.in_observation = isinstance(space, spaces.Dict) and "action_mask" in space.spaces
         if self.in_observation:
             self.observation_space = spaces.Dict({k: v for k, v in space.spaces.items() if k != "action_mask"})
@@ -78,7 +79,8 @@ class Guest(gym.Wrapper):
         """Step, with the mask in the info."""
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
-            reward = float(np.asarray(reward, float).item())  # some give it as an array of one
+            if type(reward) is not float:  # some give it as an array of one
+                reward = float(np.asarray(reward, float).item())
         except Exception as error:
             raise self._blame(f"step({action})", error, STEP) from error
         given = {} if terminated else self._masks(obs, info or {}, acts=not truncated)
@@ -156,11 +158,12 @@ class Guest(gym.Wrapper):
         return np.bincount(indices, minlength=self.nvec.sum()) > 0
 
     def _one_form(self, mask: Any, acts: bool) -> np.ndarray:
-        if isinstance(mask, tuple | list) and len(mask) == len(self.nvec) > 1 and np.ndim(mask[0]):
+        several = len(self.fields) > 1
+        if several and isinstance(mask, tuple | list) and len(mask) == len(self.fields) and np.ndim(mask[0]):
             mask = np.concatenate([np.ravel(field) for field in mask])
         mask = np.array(mask)  # a copy
         # Values of int8 are checked in a batch; Gymnasium copies all masks into one array of the first one's type.
-        if len(self.nvec) > 1 and mask.shape == tuple(self.nvec):  # joint
+        if several and mask.shape == self.fields:  # joint
             if mask.size > MAX_JOINT:
                 raise ValueError(
                     f"Environment {self.index}: a joint action mask of {mask.size:,} entries in every step; expected "
@@ -169,7 +172,7 @@ class Guest(gym.Wrapper):
             return check_action_mask(mask.reshape(1, -1), np.array([mask.size]), self.index, not acts).reshape(
                 self.nvec
             )
-        if mask.dtype != np.int8 or mask.shape != (self.nvec.sum(),):
+        if mask.dtype != np.int8 or mask.shape != (self.num_choices,):
             mask = check_action_mask(mask[None], self.nvec, self.index, ended=not acts)[0]
         return mask
 
@@ -302,6 +305,10 @@ def admit(space: gym.Space, obs: Any, index: int) -> Any:
     ...
     ValueError: Environment 3: the observation is None; expected Box(0.0, 1.0, (2,), float32).
     """
+    if type(obs) is np.ndarray and obs.dtype == space.dtype and obs.shape == space.shape:
+        return obs.copy()  # the usual case, and a quick one, as is the next
+    if type(obs) is int and type(space) is spaces.Discrete:
+        return np.int64(obs)
     if isinstance(space, spaces.Dict) and isinstance(obs, Mapping) and set(space.spaces) <= set(obs):
         return {key: admit(part, obs[key], index) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple) and isinstance(obs, tuple | list) and len(obs) == len(space.spaces):
