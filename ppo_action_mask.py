@@ -316,11 +316,12 @@ def main(args: Args) -> dict[str, float]:
     obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
     agent = run.place(Agent(obs_shape[0], nvec, args.hidden_dim))
     optimizer = Adam(agent, eps=1e-5)
-    head = run.place(MaskHead(agent))
-    head_optimizer = Adam(head, eps=1e-5)
-    run.keep(
-        model=agent, optimizer=optimizer, head=head, head_optimizer=head_optimizer
-    )  # in checkpoints; restored here
+    kept = {"model": agent, "optimizer": optimizer}
+    if args.predict_mask:
+        head = run.place(MaskHead(agent))
+        head_optimizer = Adam(head, eps=1e-5)
+        kept |= {"head": head, "head_optimizer": head_optimizer}
+    run.keep(**kept)  # what a checkpoint holds, beside the environments; restored here
     act = sampler(agent, envs.nvec, run.rng)  # draws from the agent's distribution, on the host
     take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
 
@@ -338,7 +339,7 @@ def main(args: Args) -> dict[str, float]:
         raise ValueError("--predict-mask predicts each field by itself; here they depend on each other. Leave it out.")
     for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
-        optimizer.lr.fill_(lr), head_optimizer.lr.fill_(lr)
+        optimizer.lr.fill_(lr)
 
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
         final_obs, final_masks = [], []
@@ -390,6 +391,7 @@ def main(args: Args) -> dict[str, float]:
             if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
                 break
             if args.predict_mask:
+                head_optimizer.lr.fill_(lr)
                 for inds in b_inds.split(minibatch_size):
                     head.learn(head_optimizer, b_obs[inds], b_legal[inds], run.mean)
         run.check_finite(metrics)

@@ -15,7 +15,7 @@ from envs.worlds.maze import Maze
 from envs.worlds.order_picking import OrderPicking
 from envs.worlds.panda_forest import Move, PandaForest
 
-NAMES = ("JobRouting", "Maze", "BinPlacement", "PandaForest", "OrderPicking", "Vault")
+NAMES = ("JobRouting", "Maze", "BinPlacement", "PandaForest", "OrderPicking")
 IDS = [f"Masked/{name}-v0" for name in NAMES]
 UNSOLVED = ["Masked/PandaForest-v0"]  # best play is not known
 

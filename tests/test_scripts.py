@@ -33,7 +33,7 @@ WORLDS = {  # an environment that renders and has illegal actions, and one that 
     "dqn_action_mask": ("Masked/Maze-v0", "Taxi-v4"),
     "ppo_attention_mask": ("Masked/PandaForest-v0", "worlds:Test/Apples-v0"),
     "ppo_gridwise": ("Masked/Harvest-v0", "worlds:Test/Lights-v0"),
-    "ppo_recurrent_mask": ("Masked/Vault-v0", "Taxi-v4"),
+    "ppo_recurrent_mask": ("Masked/Maze-v0", "Taxi-v4"),
 }
 SAVED = [  # every script with environments that it resumes bit for bit, and flags
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
@@ -160,7 +160,8 @@ def test_a_foreign_env_restarts_on_resume_and_says_so(script, tmp_path, monkeypa
 
 
 def test_two_ranks_end_with_equal_weights_and_one_run_folder(script, tmp_path):
-    done = run(tmp_path, script, *SMALL[script], "--total-timesteps", "640", ranks=2)
+    flags = (*SMALL[script], "--env-id", WORLDS[script][0], "--total-timesteps", "640")
+    done = run(tmp_path, script, *flags, ranks=2)
     assert done.returncode == 0, done.stderr
     saved = checkpoint(tmp_path)
     assert len(saved["ranks"]) == 2 and saved["iteration"] == 20
