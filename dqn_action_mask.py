@@ -119,8 +119,12 @@ def td_targets(
 
 
 def masked(q: Tensor, mask: Tensor | None) -> Tensor:
-    """Q-values (B, A) with the lowest finite number where `mask` is False: an illegal action never is the maximum."""
-    return q if mask is None else torch.where(mask, q, torch.finfo(q.dtype).min)
+    """Q-values (B, A) with the lowest finite number where `mask` is False: an illegal action never is the maximum.
+
+    Legal ones stay above it, as in CategoricalMasked: half of it stands for any that is lower, -inf included.
+    """
+    lowest = torch.finfo(q.dtype).min
+    return q if mask is None else torch.where(mask, q.clamp(min=lowest / 2), lowest)
 
 
 class QNetwork(nn.Module):

@@ -271,7 +271,11 @@ class GuestBatch(VectorWrapper):
                     f"final_info, the last observation and info of it, as Gymnasium's SAME_STEP mode gives them."
                 )
             known = {key: np.array(infos["final_info"][key], float) for key in KNOWN if key in infos["final_info"]}
-            given |= {"final_obs": deepcopy(infos["final_obs"]), "final_info": known | self._read(infos["final_info"])}
+            filled = np.where(
+                terminations | truncations, np.arange(self.num_envs), (terminations | truncations).argmax()
+            )
+            final_obs = _rows(infos["final_obs"], filled)
+            given |= {"final_obs": final_obs, "final_info": known | self._read(infos["final_info"])}
         return deepcopy(obs), rewards, terminations.astype(bool), truncations.astype(bool), given
 
     def _read(self, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -290,6 +294,13 @@ class GuestBatch(VectorWrapper):
             f"{call} of {self.env} raised {type(error).__name__}: {error}. Expected {expected}, each of "
             f"{self.num_envs} rows."
         )
+
+
+def _rows(obs: Any, rows: np.ndarray) -> Any:
+    """A copy of these rows of a batch of observations: in those of episodes that go on may stand anything."""
+    if isinstance(obs, Mapping):
+        return {key: _rows(value, rows) for key, value in obs.items()}
+    return tuple(_rows(value, rows) for value in obs) if isinstance(obs, tuple) else np.asarray(obs)[rows]
 
 
 def admit(space: gym.Space, obs: Any, index: int) -> Any:

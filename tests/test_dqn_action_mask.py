@@ -27,6 +27,14 @@ def test_double_q_chooses_among_legal_actions_with_the_online_network_and_values
     assert dqn.td_targets(torch.zeros(1), torch.tensor([False]), next_q, None, 1.0, online).item() == 9.0
 
 
+def test_a_legal_value_as_low_as_can_be_lets_no_illegal_action_in():
+    q, mask = (
+        torch.tensor([[5.0, -torch.inf], [5.0, torch.finfo(torch.float32).min]]),
+        torch.tensor([[False, True]] * 2),
+    )
+    assert dqn.masked(q, mask).argmax(1).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("double_q", [True, False])
 def test_a_terminal_state_without_legal_actions_contributes_nothing(double_q):
     """And never inf or NaN, in the loss and in its gradient."""

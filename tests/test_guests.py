@@ -145,6 +145,27 @@ def test_vector_environments_that_keep_their_arrays_are_copied():
     assert infos["final_info"]["action_mask"].tolist() == [[0, 0, 0]] * 2 and infos["episode"]["r"].tolist() == [3, 3]
 
 
+class Part(Batch):
+    """Only the first row's episode ends; what stands in the other row of the final observations is no observation."""
+
+    def step(self, actions):
+        obs, rewards, ended, cut, infos = super().step(actions)
+        if "final_obs" in infos:
+            infos["final_obs"][1] = np.nan
+        return obs, rewards, ended & np.array([True, False]), cut, infos
+
+
+gym.register("Test/Part-v0", vector_entry_point=Part)
+
+
+def test_rows_of_final_observations_of_episodes_that_go_on_may_hold_anything():
+    envs = make_vec("Test/Part-v0", 2)
+    envs.reset(seed=0)
+    for _ in range(3):
+        *_, infos = envs.step(np.zeros(2, int))
+    assert infos["_final_obs"].tolist() == [True, False] and infos["final_obs"][0].tolist() == [3]
+
+
 @pytest.mark.parametrize("lacks, words", [
     ("_action_mask", "hold action_mask without _action_mask: expected .N,. bool"),
     ("final_info", "expected final_obs and final_info"),
