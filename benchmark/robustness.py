@@ -48,18 +48,23 @@ import dqn_action_mask
 import ppo_action_mask
 import ppo_attention_mask
 import ppo_gridwise
+import ppo_recurrent_mask
 from benchmark.guests import LOG
 from envs import In, Mask, MaskFunction, legal_actions
 from envs.make import make_vec
 from experiment.checkpoint import save_checkpoint
 
-SCRIPTS = {s.__name__: s for s in (ppo_action_mask, dqn_action_mask, ppo_attention_mask, ppo_gridwise)}
+SCRIPTS = {
+    script.__name__: script
+    for script in (ppo_action_mask, dqn_action_mask, ppo_attention_mask, ppo_gridwise, ppo_recurrent_mask)
+}
 TINY = {  # iterations of 32 steps
     "ppo_action_mask": "--num-envs 4 --num-steps 8 --minibatch-size 16",
     "dqn_action_mask": "--num-envs 4 --train-frequency 8 --batch-size 16 --replay-ratio 1 --learning-starts 64 "
     "--buffer-size 512",
     "ppo_attention_mask": "--num-envs 4 --num-steps 8 --minibatch-size 16 --dim 8",
     "ppo_gridwise": "--num-envs 4 --num-steps 8 --minibatch-size 16 --channels 4",
+    "ppo_recurrent_mask": "--num-envs 4 --num-steps 8 --minibatch-size 16 --hidden-dim 8",
 }
 ROTATING = [[int(a == t % 3) for a in range(3)] for t in range(12)]  # the masks of the doors: 100, 010, 001, 100, ...
 WELL = "ended well"
@@ -778,7 +783,8 @@ def flags() -> Iterator[Case]:
         "replay-ratio 0", "replay-ratio 0.3", "buffer-size 8", "learning-starts 1000", "buffer-size 100000000000000",
         "train-frequency 0", "batch-size 0", "target-network-frequency 0"],
         "ppo_attention_mask": ["heads 3", "dim 0", "num-blocks 0", "presence-column one", "heads 0"],
-        "ppo_gridwise": ["channels 0", "ratio both", "clip-coef 0"]}
+        "ppo_gridwise": ["channels 0", "ratio both", "clip-coef 0"],
+        "ppo_recurrent_mask": ["hidden-dim 0", "num-steps 5", "minibatch-size 12"]}
     for name, given in special.items():
         for words in given:
             option, value = words.split()
@@ -872,8 +878,8 @@ def resuming() -> Iterator[Case]:
 
         def to_the_default(name: str = name, default: str = default) -> tuple[int, bool]:
             """With M equal to the flag's default; a signal ends it after a while, all the same to a training."""
-            kinds = {ppo: "Doors", "dqn_action_mask": "Doors", "ppo_attention_mask": "Sets", "ppo_gridwise": "Lamps"}
-            flags = guest(kinds[name], length=500, fault="step", at=100, value=once)
+            kinds = {"ppo_attention_mask": "Sets", "ppo_gridwise": "Lamps"}
+            flags = guest(kinds.get(name, "Doors"), length=500, fault="step", at=100, value=once)
             path = placed(trained(name, *flags))
             LOG.clear()
             with contextlib.suppress(ValueError, SystemExit):
@@ -1200,7 +1206,7 @@ def workers() -> Iterator[Case]:
 def evaluations() -> Iterator[Case]:
     case, scored = (cases_of("what is finished is not lost"), ("--eval-episodes", "4"))
     kinds = {"ppo_action_mask": "Doors", "dqn_action_mask": "Doors", "ppo_gridwise": "Lamps",
-        "ppo_attention_mask": "Sets"}
+        "ppo_attention_mask": "Sets", "ppo_recurrent_mask": "Doors"}
     strict = guest("Doors", strict=True)
 
     def with_file(name: str, *flags: str, says: tuple[str, ...]) -> str:
@@ -1296,8 +1302,8 @@ def machines() -> Iterator[Case]:
         return check(done, 128 + signum, f"Stopped by {signal.Signals(signum).name}. Continue with --resume runs")
 
     def in_evaluation(name: str) -> str:
-        kinds = {ppo: "Doors", "dqn_action_mask": "Doors", "ppo_gridwise": "Lamps", "ppo_attention_mask": "Sets"}
-        endless = guest(kinds[name], length=10**9)
+        kinds = {"ppo_gridwise": "Lamps", "ppo_attention_mask": "Sets"}
+        endless = guest(kinds.get(name, "Doors"), length=10**9)
         running = process(name, "--total-timesteps", "64", *endless, "--eval-episodes", "4")
         wait_for("runs/*/checkpoint.pt", running)
         time.sleep(1)
@@ -1530,6 +1536,7 @@ KILLED = {  # how a training is started; of twenty kills, how many
     "dqn_action_mask": {"": 17, "--compile": 3},
     "ppo_attention_mask": {"": 17, "--compile": 3},
     "ppo_gridwise": {"": 17, "--compile": 3},
+    "ppo_recurrent_mask": {"": 17, "--compile": 3},
 }
 
 
