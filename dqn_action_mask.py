@@ -110,6 +110,9 @@ def td_targets(
         online_next_q: (B, A), the online network's values of s': it chooses a', the target network values it (double
             Q-learning, van Hasselt et al. 2016, equation 4); None: the target network does both.
 
+    Raises:
+        ValueError: the mask is not bool or has another shape.
+
     >>> reward, alive, q = torch.zeros(1), torch.tensor([False]), torch.tensor([[1.0, 2.0, 9.0]])
     >>> td_targets(reward, alive, q, torch.tensor([[True, True, False]]), gamma=0.5)
     tensor([1.])
@@ -122,7 +125,13 @@ def masked(q: Tensor, mask: Tensor | None) -> Tensor:
     """Q-values (B, A) with the lowest finite number where `mask` is False: an illegal action never is the maximum.
 
     Legal ones stay above it, as in CategoricalMasked: half of it stands for any that is lower, -inf included.
+
+    Raises:
+        ValueError: the mask is not bool or has another shape.
     """
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != q.shape):
+        found, expected = f"{tuple(mask.shape)} and dtype {mask.dtype}", tuple(q.shape)
+        raise ValueError(f"The mask has shape {found}; expected {expected} and torch.bool, True where legal.")
     lowest = torch.finfo(q.dtype).min
     return q if mask is None else torch.where(mask, q.clamp(min=lowest / 2), lowest)
 

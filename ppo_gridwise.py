@@ -228,8 +228,8 @@ class CategoricalMap:
             return rearrange(values, "b a h w -> b h w a")[self.mask]
         b, h, w = self.mask.shape
         raise ValueError(
-            f"{name} of shape {tuple(values.shape)}; expected ({b}, A, {h}, {w}) for all cells, or "
-            f"({len(self.maps)}, A) for the occupied ones."
+            f"{name} of shape {tuple(values.shape)}; expected ({b}, A, {h}, {w}) for all cells of the "
+            f"mask, or ({len(self.maps)}, A) for the occupied ones."
         )
 
     def scatter(self, actions: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from envs.masks import drop_legal
 from envs.uniform import UniformVectorEnv
 
+EVALUATION_SEED = 2**31  # no training has it, for --seed ends below
 # Actions for observations and masks (N, ...), and for flags (N,) that say where an episode starts with this very
 # observation: there an agent with memory begins anew. All of them do in the first call. Where fields depend on each
 # other, a fourth argument is the environments' `field_mask`.
@@ -57,7 +58,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
     narrow = (lambda mask: drop_legal(mask, envs.nvec, drop, rng)) if drop else None
     # miniters: the bar's clock goes on while no episode ends.
     with closing(envs), tqdm(total=episodes, desc="Evaluation", unit="episode", leave=False, miniters=0) as bar:
-        envs.reset(seed=10_000)
+        envs.reset(seed=EVALUATION_SEED)
         while left.any():
             playing = (left > 0) & (envs.episode_lengths < max_steps)
             if not playing.any():
@@ -89,7 +90,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
 def moments(envs: UniformVectorEnv, play: Play, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Observations, masks and actions of one environment before each of so many steps; closes `envs`."""
     with closing(envs):
-        envs.reset(seed=20_000)
+        envs.reset(seed=EVALUATION_SEED + 1)
         for _ in range(steps):
             actions = act(play, envs)
             yield envs.last_obs, envs.last_mask, actions
@@ -102,3 +103,13 @@ def frame(envs: UniformVectorEnv) -> np.ndarray:
     if rendered.dtype != np.uint8 or rendered.ndim != 4 or rendered.shape[-1] != 3:
         raise ValueError(f"render() gave {rendered.dtype} of shape {rendered.shape[1:]}; expected uint8 (H, W, 3).")
     return rendered[0]
+
+
+def check_frame(make: Callable[[], UniformVectorEnv]) -> None:
+    """Draw one picture of what `make` makes, so that one that cannot be drawn fails before a training (ValueError)."""
+    try:
+        with closing(make()) as one:
+            one.reset(seed=EVALUATION_SEED)
+            frame(one)
+    except Exception as error:
+        raise ValueError(f"--capture-video cannot draw this: {type(error).__name__}: {error}") from error

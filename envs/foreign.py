@@ -83,10 +83,11 @@ class Guest(gym.Wrapper):
                 reward = float(np.asarray(reward, float).item())
         except Exception as error:
             raise self._blame(f"step({action})", error, STEP) from error
+        terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
         given = {} if terminated else self._masks(obs, info or {}, acts=not truncated)
         if terminated or truncated:
             given |= self._known(info or {})
-        return admit(self.observation_space, obs, self.index), reward, bool(terminated), bool(truncated), given
+        return admit(self.observation_space, obs, self.index), reward, terminated, truncated, given
 
     def field_mask_of_row(self, chosen: np.ndarray) -> np.ndarray:
         """The mask (nvec[k],) int8 of the next field after the choices (N, k), of which its own row counts."""
@@ -97,6 +98,13 @@ class Guest(gym.Wrapper):
         except Exception as error:
             raise self._blame(f"field_mask({path})", error, "the mask of legal choices in the next field") from error
         return check_action_mask(mask[None], self.nvec[k : k + 1], self.index)[0]
+
+    def _flag(self, name: str, value: Any) -> bool:
+        if type(value) is not bool:
+            if np.size(value) != 1 or np.asarray(value).dtype.kind not in "biu":
+                raise ValueError(f"Environment {self.index}: {name} is {value!r:.60}; expected True or False.")
+            value = bool(np.asarray(value).item())
+        return value
 
     def _blame(self, call: str, error: Exception, expected: str) -> ValueError:
         return ValueError(
@@ -131,7 +139,7 @@ class Guest(gym.Wrapper):
         try:
             if agents is not None:
                 return self._grid_masks(mask, agents, acts)
-            return {} if mask is None else {"action_mask": self._one_form(mask, acts)}
+            return {} if self.grid or mask is None else {"action_mask": self._one_form(mask, acts)}
         except ValueError:
             if self.require_mask:
                 raise
@@ -152,8 +160,9 @@ class Guest(gym.Wrapper):
         return obs["action_mask"] if mask is None and self.in_observation else mask
 
     def _listed(self, actions: Any) -> np.ndarray:
-        indices = np.asarray(list(actions), np.int64) - getattr(self.env.action_space, "start", 0)
-        if len(indices) and not (indices.min() >= 0 and indices.max() < self.nvec.sum()):
+        listed = np.asarray(list(actions))
+        indices = listed.astype(np.int64) - getattr(self.env.action_space, "start", 0)
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self.nvec.sum() and (listed % 1 == 0).all()):
             raise ValueError(f"it lists {list(actions)}, which are not all in {self.env.action_space}")
         return np.bincount(indices, minlength=self.nvec.sum()) > 0
 
@@ -161,7 +170,11 @@ class Guest(gym.Wrapper):
         several = len(self.fields) > 1
         if several and isinstance(mask, tuple | list) and len(mask) == len(self.fields) and np.ndim(mask[0]):
             mask = np.concatenate([np.ravel(field) for field in mask])
-        mask = np.array(mask)  # a copy
+        try:
+            mask = np.array(mask)  # a copy
+        except ValueError as error:
+            what = f"Environment {self.index}: the action mask is {mask!r:.60}"
+            raise ValueError(f"{what}; expected {self.num_choices} entries, 1 where legal.") from error
         # Values of int8 are checked in a batch; Gymnasium copies all masks into one array of the first one's type.
         if several and mask.shape == self.fields:  # joint
             if mask.size > MAX_JOINT:

@@ -65,8 +65,10 @@ def make_vec(
                 sys.path.append(os.getcwd())
             importlib.import_module(module)
         spec = gym.spec(name)
-    except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"--env-id {env_id}: {error} Ids of this repository begin with Masked/.") from error
+    except Exception as error:  # of its module too
+        raise ValueError(
+            f"--env-id {env_id}: {error} ({type(error).__name__}). Ids of this repository begin with Masked/."
+        ) from error
     try:
         env = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs) if spec.vector_entry_point else None
         if env is None or (spec.entry_point and env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP):

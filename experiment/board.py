@@ -84,7 +84,10 @@ class Board:
 def new_folder(args: Any) -> Path:
     """Make the folder of a new run, whose name ends with the time in seconds: a later one if that is taken."""
     name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}".replace(":", "-")
-    Path("runs").mkdir(exist_ok=True)
+    try:
+        Path("runs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"No folder for this run can be made in runs/: {error}. Start it elsewhere.") from error
     for second in count(int(time.time())):
         folder = Path("runs") / f"{name}__{second}"
         with suppress(FileExistsError):

@@ -64,7 +64,7 @@ def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], 
         ValueError: no such file, not a whole one, one of another script or version, weights that are no numbers, or a
             flag that was given and contradicts the checkpoint's.
     """
-    given, previous = f"--{'resume' if args.resume else 'eval-only'} {path}", Path(path).with_name(PREVIOUS)
+    given, previous = f"--{'resume' if args.resume else 'eval-only'} {path}", Path(path).parent / PREVIOUS
     if not Path(path).is_file():
         raise ValueError(f"{given}: there is no such file; expected the checkpoint.pt of a run under runs/.")
     content, other = memoryview(Path(path).read_bytes()), f" The one before is {previous}." if previous.exists() else ""
@@ -75,7 +75,7 @@ def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], 
         raise ValueError(f"{given}: a checkpoint of {checkpoint['script']}.py, expected one of {script}.py.")
     if checkpoint["format"] != FORMAT:
         raise ValueError(f"{given}: written by another version of {script}.py; use that one, or train anew.")
-    if not all(weights.isfinite().all() for weights in checkpoint["model"].values()):
+    if not all(weights.isfinite().all() for weights in checkpoint.get("model", {}).values()):
         raise ValueError(f"{given}: the agent's weights hold NaN or inf.{other}")
     flags, saved = asdict(args), checkpoint["args"]
     for one in flags.keys() ^ saved.keys():
@@ -101,10 +101,14 @@ def restore_shared(run: Any) -> None:
     if (list(saved["obs_shape"])[bound], saved["nvec"]) != (found["obs_shape"][bound], found["nvec"]):
         was, is_now = (f"{x['obs_shape']} observations and {x['nvec']} choices" for x in (saved, found))
         raise ValueError(f"{run.path}: trained on {was}; {run.args.env_id} has {is_now}: another version of it.")
-    if missing := (run.shared.keys() | run.own.keys()) - saved.keys() - saved["ranks"][0].keys():
+    kept = run.shared.keys() | run.own.keys() | {"generator", "rng", "torch"}
+    if missing := kept - saved.keys() - saved["ranks"][0].keys():
         raise ValueError(f"{run.path}: holds no {', '.join(sorted(missing))}, which {run.script}.py keeps; train anew.")
     for name, thing in run.shared.items():
-        thing.load_state_dict(saved[name])
+        try:
+            thing.load_state_dict(saved[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{run.path}: its {name} does not fit this {run.script}.py: {error}") from error
 
 
 def rank_state(run: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def number(kind: type, words: str, holds: Callable[[float], bool]) -> Any:
 
 Count = number(int, "at least 1", lambda x: x >= 1)
 Natural = number(int, "at least 0", lambda x: x >= 0)
-Seed = number(int, "from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)
+Seed = number(int, "from 0 to 2^31 - 1", lambda x: 0 <= x < 2**31)  # evaluation's lie beyond
 Positive = number(float, "more than 0", lambda x: x > 0)
 NonNegative = number(float, "at least 0", lambda x: x >= 0)
 Share = number(float, "from 0 to 1", lambda x: 0 <= x <= 1)
@@ -133,8 +133,9 @@ def check_flags(args: Any, world_size: int) -> int:
         limits = [x for part in (hint, *get_args(hint)) for x in getattr(part, "__metadata__", ()) if type(x) is Range]
         if limits and value is not None and not (math.isfinite(value) and limits[0].holds(value)):
             raise ValueError(f"{flag(name)} {value}: expected {limits[0].words}.")
-    if Path(args.exp_name).parts != (args.exp_name,):
-        raise ValueError(f"--exp-name {args.exp_name!r}: expected a name that a folder can have, without a /.")
+    if Path(args.exp_name).parts != (args.exp_name,) or len(args.exp_name.encode()) > 100:
+        expected = "a name that a folder can have, without a / and of 100 bytes at most"
+        raise ValueError(f"--exp-name {args.exp_name!r}: expected {expected}.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU here; use --device auto or cpu, or install torch for CUDA.")
     if args.track and importlib.util.find_spec("wandb") is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def rank_seed(seed: int, rank: int) -> int:
     """The seed of a rank, whose streams no other rank has, nor one of another seed; rank 0 has the seed itself."""
-    return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0]) if rank else seed
+    return int(np.random.SeedSequence((seed, rank)).generate_state(1)[0] >> 1) if rank else seed
 
 
 @torch.compiler.disable  # a graph is cut in two here

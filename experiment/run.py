@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-from envs.episodes import Play, closing, frame
+from envs.episodes import Play, check_frame, closing
 from envs.make import make_vec, parse_env_kwargs
 from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
@@ -73,9 +73,7 @@ class Run:
         self.make_vec = partial(make_vec, self.args.env_id, statistics=self.statistics, learns=False, **layout)
         self.make_one = partial(self.make_vec, 1, require_mask=not self.free_play)
         if self.args.capture_video:
-            with closing(self.make_one(render_mode="rgb_array")) as one:  # fails before the training if it has to
-                one.reset(seed=self.args.seed)
-                frame(one)
+            check_frame(partial(self.make_one, render_mode="rgb_array"))
         count = 1 if self.args.eval_only else num_envs  # one is enough to tell shapes, where none of them is stepped
         masked, learns = self.args.mask_mode != "none", not self.args.eval_only
         self.envs = self.make_vec(count, require_mask=masked, learns=learns)

@@ -35,6 +35,16 @@ def test_a_legal_value_as_low_as_can_be_lets_no_illegal_action_in():
     assert dqn.masked(q, mask).argmax(1).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("mask", [
+    torch.ones(2, 3, dtype=torch.uint8), torch.ones(2, 3), torch.ones(1, 3, dtype=torch.bool),
+    torch.ones(3, 2, dtype=torch.bool),
+])  # fmt: skip
+def test_a_mask_that_would_not_mask_is_refused(mask):
+    words = r"The mask has shape \(\d, \d\) and dtype .*; expected \(2, 3\) and torch.bool, True where legal"
+    with pytest.raises(ValueError, match=words):
+        dqn.td_targets(torch.zeros(2), torch.tensor([False, False]), torch.zeros(2, 3), mask, 0.5)
+
+
 @pytest.mark.parametrize("double_q", [True, False])
 def test_a_terminal_state_without_legal_actions_contributes_nothing(double_q):
     """And never inf or NaN, in the loss and in its gradient."""

@@ -244,12 +244,17 @@ class NoMask(Doors):
         raise NotImplementedError
 
 
+class HalfLegal(Doors):
+    def get_available_actions(self):
+        return [0.5]
+
+
 class Raises(Doors):
     def action_masks(self):
         raise KeyError("board")
 
 
-for name, kind in (("Over", Over), ("NoMask", NoMask), ("Raises", Raises)):
+for name, kind in (("Over", Over), ("NoMask", NoMask), ("HalfLegal", HalfLegal), ("Raises", Raises)):
     gym.register(f"Test/{name}-v0", kind, disable_env_checker=True)
 
 
@@ -268,7 +273,9 @@ def test_a_method_that_is_not_implemented_is_no_mask_and_one_that_raises_is_name
         make_vec("Test/NoMask-v0", 2, {"convention": "own"}).reset(seed=0)
     with pytest.raises(ValueError, match="Environment 0: action_masks of Raises raised KeyError: 'board'"):
         make_vec("Test/Raises-v0", 2, {"convention": "own"}).reset(seed=0)
-    for name in ("NoMask", "Raises"):  # without masks, nothing that is wrong with them stops anybody
+    with pytest.raises(ValueError, match=r"Environment 0: .*it lists \[0.5\], which are not all in Discrete\(3\)"):
+        make_vec("Test/HalfLegal-v0", 2, {"convention": "own"}).reset(seed=0)
+    for name in ("NoMask", "Raises", "HalfLegal"):  # without masks, nothing that is wrong with them stops anybody
         envs = make_vec(f"Test/{name}-v0", 2, {"convention": "own"}, require_mask=False)
         assert (envs.reset(seed=0)[1]["action_mask"] == 1).all()
 
@@ -329,9 +336,9 @@ class Wrong(gym.Env):
         return (
             {"shape": obs[:1], "none": None, "text": "ab", "list": [0.1, [0.2]]}.get(self.fault, obs),
             (None if self.fault == "no reward" else np.zeros(2) if self.fault == "two rewards" else 0.0),
-            False,
-            False,
-            info,
+            {"not ended": None, "ended in words": "no", "ended twice": np.zeros(2, bool)}.get(self.fault, False),
+            np.False_,
+            {"action_mask": [[1], [1, 1]]} if self.fault == "ragged mask" else info,
         )
 
 
@@ -354,6 +361,10 @@ gym.register("Test/Seedless-v0", Seedless, disable_env_checker=True)
     ("list", r"the observation is \[0.1, \[0.2\]\]; expected Box"),
     ("no reward", "the reward is nan; expected a finite number"),
     ("two rewards", "step.*raised ValueError"),
+    ("not ended", "terminated is None; expected True or False"),
+    ("ended in words", "terminated is 'no'; expected True or False"),
+    ("ended twice", r"terminated is array\(\[False, False\]\); expected True or False"),
+    ("ragged mask", r"the action mask is \[\[1\], \[1, 1\]\]; expected 2 entries, 1 where legal"),
 ])  # fmt: skip
 def test_what_an_environment_does_wrong_is_one_sentence_with_its_index(fault, words, async_envs):
     envs = make_vec("Test/Wrong-v0", 2, {"fault": fault}, async_envs)
@@ -475,6 +486,18 @@ def test_nan_in_a_map_is_named():
         make_vec("Test/Map-v0", 2, layout="grid").reset(seed=0)
 
 
+def test_a_grid_without_an_agent_mask_is_named():
+    class Nobody(gym.Env):
+        observation_space, action_space = spaces.Box(0, 1, (2, 2, 2)), spaces.MultiDiscrete(np.full((2, 2), 3))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((2, 2, 2), np.float32), {"agent_mask": None, "action_mask": np.ones((3, 2, 2))}
+
+    gym.register("Test/Nobody-v0", Nobody, disable_env_checker=True)
+    with pytest.raises(ValueError, match=r'Environment 0: no agent mask: expected info\["agent_mask"\]'):
+        make_vec("Test/Nobody-v0", 2, layout="grid").reset(seed=0)
+
+
 def test_a_module_in_the_working_folder_is_found(tmp_path, monkeypatch):
     (tmp_path / "my_world_of_one_door.py").write_text(
         "import gymnasium as gym\n"
@@ -484,6 +507,9 @@ def test_a_module_in_the_working_folder_is_found(tmp_path, monkeypatch):
         "        return 1, {'action_mask': [0, 1]}\n"
         "gym.register('Mine-v0', Door)\n"
     )
+    (tmp_path / "my_broken_world.py").write_text("1 / 0")
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--env-id my_broken_world:Mine-v0: division by zero \(ZeroDivisionError\)"):
+        make_vec("my_broken_world:Mine-v0", 1)
     envs = make_vec("my_world_of_one_door:Mine-v0", 1)
     assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[0, 1]]

@@ -9,6 +9,7 @@ import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
@@ -20,12 +21,13 @@ from script import ROOT, checkpoint, run_folder, tensorboard
 from test_scripts import SMALL, main
 
 import ppo_action_mask as ppo
-from envs.episodes import evaluate
+from envs.episodes import EVALUATION_SEED, evaluate
 from envs.make import make_vec
 from experiment import Run
 from experiment.board import new_folder
 from experiment.checkpoint import PREVIOUS, save_checkpoint
 from experiment.flags import Count, parse
+from experiment.ranks import rank_seed
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 PPO = "ppo_action_mask"
@@ -151,7 +153,7 @@ OUTSIDE = {  # of the range of each flag; NaN and inf are outside of all
     **{name: (0.0, -0.1, 1.1, 2.0) for name in ("tau", "exploration_fraction")},
     **{name: (-0.1,) for name in ("ent_coef", "vf_coef")},
     "invalid_penalty": (),
-    "seed": (-1, 2**32),
+    "seed": (-1, 2**31),
 }
 
 
@@ -170,6 +172,8 @@ def test_every_numeric_flag_has_its_range(script, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (("--exp-name", ""), "--exp-name ''"),
     (("--exp-name", "a/b"), "--exp-name 'a/b'"),
+    (("--exp-name", "x" * 101), "--exp-name 'x.*of 100 bytes at most"),
+    (("--eval-only", "."), "--eval-only .: there is no such file"),
     (("--exp-name", "/../../up"), "--exp-name '/../../up'"),
     (("--resume", ""), "--resume '' .*unset variable"),
     (("--eval-only", ""), "--eval-only '': .*unset variable"),
@@ -180,6 +184,12 @@ def test_names_and_paths_that_cannot_be_meant_are_refused(flags, words, tmp_path
         with pytest.raises(ValueError, match=words):
             main(script, *flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_training_has_the_seeds_of_evaluation():
+    with pytest.raises(ValueError, match=f"^--seed {EVALUATION_SEED}: expected from 0 to 2\\^31 - 1"):
+        main(PPO, "--seed", str(EVALUATION_SEED))
+    assert all(rank_seed(seed, rank) < EVALUATION_SEED for seed in range(100) for rank in range(8))
 
 
 def test_steps_that_are_left_over_are_announced(capsys):
@@ -257,6 +267,21 @@ def test_weights_that_are_no_numbers_are_refused(trained):
             main(PPO, flag, str(trained))
 
 
+@pytest.mark.parametrize("change, words", [
+    (lambda saved: saved.pop("model"), "holds no model, which ppo_action_mask.py keeps"),
+    (lambda saved: saved["ranks"][0].pop("generator"), "holds no generator, which ppo_action_mask.py keeps"),
+    (lambda saved: saved["model"].popitem(), "its model does not fit this ppo_action_mask.py: .*Missing key"),
+    (lambda saved: saved["model"].update(more=torch.zeros(2)), "its model does not fit .*Unexpected key"),
+    (lambda saved: saved["model"].update({"actor.0.weight": torch.zeros(3, 3)}), "its model does not fit .*mismatch"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_network_is_refused(change, words, trained):
+    state = torch.load(trained, weights_only=True)
+    change(state)
+    save_checkpoint(trained, state)
+    with pytest.raises(ValueError, match=f"(?s)^{trained}: {words}"):
+        main(PPO, "--resume", str(trained))
+
+
 def test_a_copied_script_with_other_flags_reads_what_it_can(trained, capsys):
     @dataclass
     class More(ppo.Args):
@@ -320,9 +345,10 @@ def test_runs_of_the_same_second_have_folders_of_their_own():
     assert len(set(folders)) == 32 and all(folder.name.startswith("Masked-Maze-v0__x__mask__1__") for folder in folders)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
-    (tmp_path / "runs").symlink_to("a disk that is not there")
-    with pytest.raises(FileExistsError):
+@pytest.mark.parametrize("block", [Path.touch, lambda runs: runs.symlink_to("a disk that is not there")])
+def test_where_no_folder_can_be_made_nothing_is_trained(block, tmp_path):
+    block(tmp_path / "runs")
+    with pytest.raises(ValueError, match="^No folder for this run can be made in runs/: .*File exists"):
         main(PPO, *FLAGS)
 
 
@@ -418,7 +444,7 @@ def test_what_is_no_picture_costs_a_line(env_id, fault, said, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("No picture of the agent: ")]
     assert len(lines) == 1 and said in lines[0]
     assert tensorboard(tmp_path).Tags()["images"] == []
-    with pytest.raises((ValueError, ImportError)) as refused:
+    with pytest.raises(ValueError, match="^--capture-video cannot draw this: ") as refused:
         main(PPO, *flags, "--capture-video", "--exp-name", "video")
     assert said in str(refused.value) and not list((tmp_path / "runs").glob("*video*"))
 
