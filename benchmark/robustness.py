@@ -1,8 +1,9 @@
 """Bad inputs, and trainings that are killed: what the scripts make of them.
 
-    python benchmark/robustness.py --out docs/results/robustness.json    # both parts, then the tables of the page
+    python benchmark/robustness.py --out docs/results/robustness.json    # all parts, then the tables of the page
     python benchmark/robustness.py --only attention                      # the cases whose kind and name match this
     python benchmark/robustness.py --part kills --kills 20
+    python benchmark/robustness.py --part guests --out docs/results/robustness.json    # with the packages of the page
 
 A case is something that others do wrong, or do in their own way, and what is right then: a value, a run that ends well
 and says certain words, or a refusal (ValueError or TypeError, before training or at the step that is wrong) whose
@@ -43,6 +44,7 @@ import torch
 import tyro
 from gymnasium import spaces
 from seam import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dqn_action_mask
 import ppo_action_mask
@@ -1540,11 +1542,64 @@ KILLED = {  # how a training is started; of twenty kills, how many
 }
 
 
+# Environments that others wrote
+OTHERS = {  # flags, and what to install, of what the README and the page say
+    "Taxi-v4": ("--total-timesteps 200000", ""),
+    "CliffWalking-v1": ("--mask-mode none --total-timesteps 200000", ""),
+    "FrozenLake-v1": ("--mask-mode none --env-kwargs is_slippery False --total-timesteps 100000", ""),
+    "Blackjack-v1": ("--mask-mode none --total-timesteps 200000", ""),
+    "highway_env:highway-fast-v0": ("--num-steps 16 --total-timesteps 10000", "highway-env"),
+    "grids:Empty-v0": ("--mask-mode none --num-steps 128 --total-timesteps 100000", "minigrid"),
+    "catan:Catan-v0": ("--num-steps 64 --total-timesteps 20000", "catanatron_gym"),
+    "jobshop:JobShop-v0": ("--num-steps 128 --norm-reward --total-timesteps 40000", "JSSEnv"),
+    "leduc:Leduc-v0": ("--total-timesteps 200000", "rlcard"),
+}
+BLOCK = r"\(`(\w+\.py)`\):\n\n```python\n(.*?)```"  # of the page: a file to write
+
+
+def others_trained() -> list[dict[str, Any]]:
+    """Train on each of OTHERS, with the files of the page in the folder and nothing else, but where a package lacks."""
+    blocks = dict(re.findall(BLOCK, (ROOT / "docs/robustness.md").read_text(), re.S))
+    records = []
+    for env_id, (flags, package) in OTHERS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            for name, block in blocks.items():
+                Path(folder, name).write_text(block)
+            flags = f"--num-envs 16 {flags}"
+            start, script = time.time(), str(ROOT / "ppo_action_mask.py")
+            command = [sys.executable, script, "--env-id", env_id, *flags.split(), "--eval-max-steps", "1000"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                print(f"{env_id} is left out: {done.stderr.splitlines()[-1]}")
+                continue
+            minutes = (time.time() - start) / 60
+            events = EventAccumulator(str(next(Path(folder, "runs").iterdir()))).Reload()
+        returns = [event.value for event in events.Scalars("charts/episodic_return")]
+        lines = blocks.get(f"{env_id.split(':')[0]}.py", "").splitlines()
+        scored = float(re.search(r"Evaluation: episodic_return ([-\d.]+)", done.stdout)[1])
+        records.append(
+            {"env_id": env_id, "flags": flags, "package": package, "lines": sum(map(bool, lines)), "return": scored}
+            | {"first": returns[0], "minutes": minutes}
+        )
+        print(*records[-1].values(), flush=True)
+    return records
+
+
+def guests_table(records: list[dict[str, Any]]) -> str:
+    rows = [
+        f"| `{r['env_id']}` | {f'`pip install {p}`' if (p := r['package']) else ''} | {r['lines']} | `{r['flags']}` | "
+        f"{r['first']:.3g} | {r['return']:.3g} | {r['minutes']:.1f} |"
+        for r in records
+    ]
+    head = "| `--env-id` | needs | lines | flags of `ppo_action_mask.py` | return at first | in the end | minutes |"
+    return "\n".join([head, "|-|-|-|-|-|-|-|", *rows])
+
+
 @dataclass
 class Args:
-    """Bad inputs and kills."""
+    """Bad inputs, kills, and environments that others wrote."""
 
-    part: Literal["all", "inputs", "kills"] = "all"
+    part: Literal["all", "inputs", "kills", "guests"] = "all"
     """what to run"""
     only: str = ""
     """inputs whose kind and name match this regular expression; nothing is written then"""
@@ -1647,9 +1702,9 @@ def kills_table(records: list[dict[str, Any]]) -> str:
 
 def fill(page: str, record: dict[str, Any]) -> str:
     """docs/robustness.md with fresh tables between its markers."""
-    tables = {"inputs": inputs_table, "failures": failures, "kills": kills_table}
+    tables = {"inputs": inputs_table, "failures": failures, "kills": kills_table, "guests": guests_table}
     for name, table in tables.items():
-        part = "kills" if name == "kills" else "inputs"
+        part = "inputs" if name == "failures" else name
         if part in record:
             text = table(record[part]["records"]) + f"\n\nMeasured at commit {record[part]['commit']}."
             page = re.sub(
@@ -1666,14 +1721,16 @@ def main(args: Args) -> None:
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     record = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
-    if args.part != "kills":
+    if args.part in ("all", "inputs"):
         records = tried(args.only)
         print(inputs_table(records))
         record["inputs"] = {"commit": commit, "records": records}
-    if args.part != "inputs" and not args.only:
+    if args.part in ("all", "kills") and not args.only:
         records = kills(args.kills, args.seed)
         print(kills_table(records))
         record["kills"] = {"commit": commit, "records": records}
+    if args.part in ("all", "guests") and not args.only:
+        record["guests"] = {"commit": commit, "records": others_trained()}
     if args.out and not args.only:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
         page = ROOT / "docs/robustness.md"
