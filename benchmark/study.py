@@ -70,6 +70,18 @@ class Study:
     prepare: str = ""  # see `train`
 
 
+MEMORY = (
+    "--env-id {point} --num-envs 32 --num-steps 64 --minibatch-size 512 --learning-rate 1e-3 --total-timesteps 262144 "
+    "--eval-episodes 256 --eval-max-steps 256 --no-save-model"
+)
+POP = ("BattleshipEasy", "MineSweeperEasy", "ConcentrationEasy", "RepeatPreviousEasy", "HigherLowerEasy")
+REMEMBER = (
+    "Masked/Vault-v0",
+    "Masked/Maze-v0 --env-kwargs trail False",
+    *(f"benchmark.pop:Pop-v0 --env-kwargs name {name}" for name in POP),
+)
+MASKED_OR_NOT = {"mask": "--mask-mode mask", "none": "--mask-mode none"}
+
 STUDIES = {
     # As many machines are up at any time, whatever their number: only what the mask rules out grows.
     "arms": Study(
@@ -137,6 +149,9 @@ STUDIES = {
         {"shown": "--total-timesteps 500000"},
         (1, 2, 3),
     ),
+    # What memory is worth, with a mask and without. POPGym's worlds without masks have the arm "none" only.
+    "memory": Study("ppo_recurrent_mask", MEMORY, REMEMBER, MASKED_OR_NOT, (1, 2, 3)),
+    "memory_feedforward": Study("ppo_action_mask", MEMORY, REMEMBER, MASKED_OR_NOT, (1, 2, 3)),
     # Each step stands alone there, hence gamma 0.
     "ratio": Study(
         "ppo_gridwise",
