@@ -1,4 +1,4 @@
-"""POPGym's environments with masks (`pip install popgym`): `--env-id benchmark.pop:Pop-v0 --env-kwargs name HigherLowerEasy`.
+"""POPGym's worlds with masks (`pip install popgym`): `--env-id benchmark.pop:Pop-v0 --env-kwargs name HigherLower`.
 
 Morad et al. 2023, https://arxiv.org/abs/2303.01859. The last action is a part of the observation, as there. Where there
 is something that cannot help, a mask forbids it; `--mask-mode none` trains without it.

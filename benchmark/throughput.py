@@ -4,6 +4,7 @@
     python benchmark/throughput.py --suite ppo --out docs/results/throughput_ppo.json
     python benchmark/throughput.py --suite dqn --out docs/results/throughput_dqn.json
     python benchmark/throughput.py --suite fields --out docs/results/throughput_fields.json
+    python benchmark/throughput.py --suite memory --out docs/results/throughput_memory.json
     git clone --branch v0.6.0 https://github.com/Farama-Foundation/MicroRTS-Py
     python benchmark/throughput.py --suite microrts --out docs/results/throughput_microrts.json
     python benchmark/throughput.py --suite jax-64 --out docs/results/throughput_jax-64.json
@@ -143,10 +144,11 @@ gym.register("Bench/SingleBits-v0", SingleBits, disable_env_checker=True)
 gym.register("Bench/Bits-v0", SingleBits, vector_entry_point=Bits)
 
 JAX = {"jax-64": 64, "jax-256": 256}  # suites, and their environments
-PPO, DQN, GRID = "ppo_action_mask", "dqn_action_mask", "ppo_gridwise"
+PPO, DQN, GRID, MEMORY = "ppo_action_mask", "dqn_action_mask", "ppo_gridwise", "ppo_recurrent_mask"
 PYTHON, BATCHED = "Bench/JobRouting-v0", "Masked/JobRouting-v0"
 # default steps of a round, and how many times more our PPO takes
 STEPS = {"ppo": (100_000, 4), "dqn": (100_000, 1), "fields": (1024, 8), "microrts": (24_576, 2)} | {
+    "memory": (50_000, 4),
     "jax-64": (600_000, 1),
     "jax-256": (600_000, 1),
 }
@@ -185,6 +187,15 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
             "ours, 64 batched envs, compiled": (PPO, "Bench/Bits-v0", 64, 4, 256, 1, True),
         },
     ),
+    "memory": (  # sequences of 32 steps
+        ["RecurrentPPO (no mask)"],
+        {
+            "ours, 32 Python envs": (MEMORY, PYTHON, 32, 32, 256, 1, False),
+            "ours, 32 Python envs, compiled": (MEMORY, PYTHON, 32, 32, 256, 1, True),
+            "ours, 32 batched envs": (MEMORY, BATCHED, 32, 32, 256, 1, False),
+            "ours, 32 batched envs, compiled": (MEMORY, BATCHED, 32, 32, 256, 1, True),
+        },
+    ),
     "microrts": (
         ["MicroRTS-Py's ppo_gridnet", "MicroRTS-Py's ppo_gridnet, 2 threads"],
         {
@@ -207,7 +218,7 @@ SUITES = {  # peers, and our arms: script, environment, environments, steps betw
 class Args:
     """Alternate all arms and write the ratios."""
 
-    suite: Literal["ppo", "dqn", "fields", "microrts", "jax-64", "jax-256"] = "ppo"
+    suite: Literal["ppo", "dqn", "fields", "memory", "microrts", "jax-64", "jax-256"] = "ppo"
     """which script and peers"""
     pairs: int = 5
     """rounds, each of which runs every arm once"""
@@ -277,8 +288,8 @@ def run_ours(args: Args, steps: int) -> Clock:
     script, env_id, num_envs, num_steps, minibatch_size, _, compiled = SUITES[args.suite][1][args.arm]
     clock = Clock(steps, time.process_time if args.suite in JAX else time.perf_counter)
     module = importlib.import_module(script)
-    if script == PPO:
-        # MaskablePPO does not clip the value's change either. Adam's step size grows with the root of the minibatch.
+    if script in (PPO, MEMORY):
+        # The peers do not clip the value's change either. Adam's step size grows with the root of the minibatch.
         flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, clip_vloss=False)
         flags["learning_rate"] = 3e-4 * (minibatch_size / 256) ** 0.5
     elif script == GRID:
@@ -309,6 +320,28 @@ def run_maskable_ppo(args: Args, steps: int) -> Clock:
         seed=args.seed,
         device="cpu",
         policy_kwargs=dict(net_arch=dict(pi=[64, 64], vf=[64, 64]), activation_fn=torch.nn.Tanh),
+    )
+    model.learn(steps)
+    return clock
+
+
+def run_recurrent_ppo(args: Args, steps: int) -> Clock:
+    """sb3-contrib's RecurrentPPO, which knows no masks, with one LSTM of the GRU's width for policy and value."""
+    from sb3_contrib import RecurrentPPO
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    clock = Clock(steps)
+    model = RecurrentPPO(
+        "MlpLstmPolicy",
+        DummyVecEnv([lambda: Timed(clock, PythonJobRouting())] * 32),
+        n_steps=32,
+        batch_size=256,
+        n_epochs=4,
+        learning_rate=3e-4,
+        ent_coef=0.01,
+        seed=args.seed,
+        device="cpu",
+        policy_kwargs=dict(lstm_hidden_size=64, shared_lstm=True, enable_critic_lstm=False, net_arch=[]),
     )
     model.learn(steps)
     return clock
@@ -424,6 +457,7 @@ def run_jax(args: Args, steps: int) -> Any:
 PEERS = {
     "JAX, compiled whole": run_jax,
     "MaskablePPO": run_maskable_ppo,
+    "RecurrentPPO (no mask)": run_recurrent_ppo,
     "Stable-Baselines3 DQN (no mask)": run_sb3_dqn,
     "Tianshou DQN (masked)": run_tianshou_dqn,
     "MicroRTS-Py's ppo_gridnet": run_ppo_gridnet,
