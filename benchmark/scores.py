@@ -73,6 +73,10 @@ RUNS = {
         "MicroRTS 16x16, lightRushAI": f"{MICRORTS} maps/16x16/basesWorkers16x16.xml "
         f"{FIGHT.format(bot='lightRushAI')} --total-timesteps 2000000",
     },
+    "ppo_recurrent_mask": {
+        "Vault": "--total-timesteps 1000000",
+        "Maze, no trail": "--env-id Masked/Maze-v0 --env-kwargs trail False --prev-inputs --total-timesteps 3000000",
+    },
 }
 CODE = """
 import importlib, json, sys

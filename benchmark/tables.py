@@ -18,6 +18,7 @@ SCORES = {  # world, the first word of a run's name: (what is reported, its key,
     "ConnectFour": ("games won against random", "win_rate", True),
     "PandaForest": ("all eaten, no harm", "success", True),
     "OrderPicking": ("right picks", "episodic_return", True),
+    "Vault": ("return, share of the optimum", "optimality", True),
     "Harvest": ("units brought home", "episodic_return", False),
     "MicroRTS": ("games won of 100", "success", True),
 }
@@ -33,7 +34,7 @@ def spread(values: list[float], share: bool) -> str:
 
 def files() -> str:
     """Which file serves what, with one score and one speed of each."""
-    names = (*RUNS, "throughput_ppo", "throughput_dqn", "throughput_microrts", "attention_speed")
+    names = (*RUNS, *(f"throughput_{suite}" for suite in ("ppo", "dqn", "microrts", "memory")), "attention_speed")
     recorded = {name: json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in names}
 
     def score(script: str, name: str, words: str) -> str:
@@ -74,6 +75,13 @@ def files() -> str:
             "`CategoricalMap`",
             score("ppo_gridwise", "MicroRTS 8x8, lightRushAI", " of games won"),
             times("throughput_microrts", "ours", "MicroRTS-Py's GridNet"),
+        ),
+        "ppo_recurrent_mask": (
+            "Discrete, MultiDiscrete, MultiBinary",
+            "logits (T, N, sum(nvec)) after a GRU",
+            "`EpisodicGRU`",
+            score("ppo_recurrent_mask", "Vault", " of the optimum"),
+            times("throughput_memory", "ours, 32 batched envs, compiled", "RecurrentPPO"),
         ),
     }
     lines = ["| file | actions | what is masked | class to copy | score | speed |", "|-|-|-|-|-|-|"]
@@ -218,6 +226,15 @@ def attention_speed() -> str:
     return "\n".join(lines)
 
 
+def gru_speed() -> str:
+    """Time of the GRU that begins anew where episodes start, as ratios to PyTorch's."""
+    recorded = json.loads((ROOT / "docs/results/gru_speed.json").read_text())
+    lines = ["| way | time, x nn.GRU without starts |", "|-|-|"]
+    for name, ratio in recorded["ratios"].items():
+        lines.append(f"| {name} | {interval([ratio[key] for key in ('median_ratio', 'min', 'max')])} |")
+    return "\n".join(lines)
+
+
 def tenths(values: list[float]) -> str:
     """Median [smallest, largest], cut off after one decimal."""
     middle, low, high = (floor(value * 10) / 10 for value in (median(values), min(values), max(values)))
@@ -256,6 +273,23 @@ def grid(name: str, title: str, rows: dict[str, tuple[str, Callable[[dict], floa
 
 def optimality(run: dict) -> float:
     return run["scores"]["optimality"]
+
+
+def memory() -> str:
+    """Returns with memory and without, with a mask and without."""
+    columns = {
+        f"{who}, {arm}": cells[arm]
+        for who, cells in (("GRU", study("memory")), ("feed-forward", study("memory_feedforward")))
+        for arm in ("mask", "none")
+    }
+    points = dict.fromkeys(point for column in columns.values() for point in column)
+    lines = [f"| world | {' | '.join(columns).replace('none', 'no mask')} |", "|-" * (1 + len(columns)) + "|"]
+    for point in points:
+        runs = [column.get(point, []) for column in columns.values()]
+        texts = [spread([run["scores"]["episodic_return"] for run in seeds], False) if seeds else "" for seeds in runs]
+        lines.append(f"| {point.split(' name ')[-1].replace(' --env-kwargs', ',')} | {' | '.join(texts)} |")
+    seeds = sorted({len(runs) for column in columns.values() for runs in column.values()})
+    return "\n".join(lines) + f"\n\nMedian [smallest, largest]; number of seeds: {' or '.join(map(str, seeds))}."
 
 
 def arms(name: str) -> str:
@@ -376,6 +410,10 @@ def readme() -> dict[str, str]:
         "results dqn": results("dqn_action_mask"),
         "results attention": results("ppo_attention_mask"),
         "results grid": results("ppo_gridwise"),
+        "results recurrent": results("ppo_recurrent_mask"),
+        "results memory": memory(),
+        "speed memory": speed("memory"),
+        "speed gru": gru_speed(),
         "speed attention": attention_speed(),
         "speed ppo": speed("ppo"),
         "speed dqn": speed("dqn"),
