@@ -394,7 +394,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
         v_loss = torch.max(v_loss, (v_clipped - mb_returns) ** 2)
     v_loss = 0.5 * v_loss.mean()
 
-    entropy_loss = policy.entropy().mean()
+    entropy_loss = policy.agents.entropy().sum() / max(len(policy.maps), 1)  # the mean over agents' decisions
     loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
     with torch.no_grad():
         approx_kl = (ratio - 1 - logratio).sum() / count  # http://joschu.net/blog/kl-approx.html
@@ -509,9 +509,11 @@ def main(args: Args) -> dict[str, float]:
         b_obs, b_rows, b_values = (x[:T].flatten(0, 1) for x in (obs, rows, values))
         b_advantages = advantages.flatten()
         b_returns = b_advantages + b_values
-        if args.norm_adv:  # over the whole rollout and all ranks, once
-            b_advantages = b_advantages - run.mean(b_advantages.mean())
-            b_advantages /= run.mean(b_advantages.square().mean()).sqrt() + 1e-8
+        if args.norm_adv:  # over the whole rollout and all ranks, once; maps in which nobody acts do not count
+            acts = (b_rows >= 0).flatten(1).any(1).float()
+            share = run.mean(acts.mean()).clamp(min=1e-8)
+            b_advantages = b_advantages - run.mean((b_advantages * acts).mean()) / share
+            b_advantages /= (run.mean((b_advantages.square() * acts).mean()) / share).sqrt() + 1e-8
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
         tables = (b_actions, b_legal, spare_row(b_logprobs))  # of the agents; maps know their rows

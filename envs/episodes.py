@@ -43,9 +43,9 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
 
     With `drop` masks are stricter than they have to be: each legal choice is forbidden with that probability.
 
-    Every environment plays the same number of episodes: taking the first to finish would favour short ones. `win_rate`
-    is the share of episodes with a positive return; where the environment knows best play, `optimality` is the return
-    as a share of the optimum; `success` is the share of episodes that it calls a success.
+    Every environment plays the same number of episodes: taking the first to finish would favour short ones. `success`
+    is the share of episodes that the environment calls one, and `win_rate` too, or else that of episodes with a
+    positive return; where it knows best play, `optimality` is the return as a share of the optimum.
 
     An episode that has not ended after `max_steps` is cut: it counts with its return so far, as no success, and no
     optimum is known then; `cut` is the share of such episodes. Its environment plays on unseen, for none can be reset
@@ -80,6 +80,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
             cut += int(late.sum())
             bar.update(int((ended | late).sum()))
     scores = {key: total / episodes for key, total in totals.items() if not (cut and key.startswith("optimal"))}
+    scores |= {"win_rate": scores["success"]} if "success" in scores else {}
     if scores.get("optimal_return"):
         scores["optimality"] = scores["episodic_return"] / scores["optimal_return"]
     elif "optimal_return" in scores:

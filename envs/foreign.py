@@ -14,7 +14,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec
 
-KNOWN = ("optimal_return", "optimal_length", "success")  # what an environment may know about an episode that ended
+KNOWN = ("optimal_return", "optimal_length", "success", "drawn", "lost")  # of an episode that ended, if they know
 METHODS = ("field_mask", "action_masks", "get_available_actions")  # of a field, of an action; legal actions
 MAX_JOINT = 1_000_000  # entries of a mask of whole actions
 STEP = "obs, reward, terminated, truncated and info"

@@ -96,6 +96,7 @@ def test_a_jvm_of_others_and_one_that_was_shut_down_are_refused():
 @in_a_process
 def test_shapes_dtypes_and_masks_under_random_legal_play():
     kwargs = {"opponents": ("coacAI", "workerRushAI", "randomBiasedAI"), "max_episode_steps": 150}
+    kwargs |= {"skip_idle": False, "exact_masks": False}
     envs, rng = make_vec(GRID, 3, kwargs, layout="grid", render_mode="rgb_array"), np.random.default_rng(0)
     assert envs.single_observation_space == gym.spaces.Box(0, 1, (27, 8, 8), np.uint8)
     assert envs.get_state() is None
@@ -153,8 +154,50 @@ def test_illegal_orders_are_no_ops_and_the_game_repeats_itself():
 
 
 @in_a_process
+def test_exact_masks_allow_what_the_game_does():
+    """Of the orders of random legal play most are refused by the game, without them; with them one in thirty."""
+    refused = {}
+    for exact in (False, True):
+        kwargs = {"opponents": ("workerRushAI", "coacAI"), "exact_masks": exact, "max_episode_steps": 1000}
+        envs, rng = make_vec(GRID, 8, kwargs, layout="grid"), np.random.default_rng(0)
+        obs, infos = envs.reset()
+        given = idle = 0
+        for _ in range(500):
+            actions = random_orders(rng, infos)
+            told = (infos["action_mask"][:, 0] > 0) & (actions[..., 0] > 0)
+            _, _, terminations, truncations, infos = envs.step(actions)
+            going_on = ~(terminations | truncations)[:, None, None]
+            kinds, doing = envs.unwrapped.layers[:, 3], envs.unwrapped.layers[:, 4]
+            there = told & going_on & (kinds > 0)  # who is destroyed or has moved says nothing
+            given, idle = given + there.sum(), idle + (there & (doing == 0)).sum()
+        refused[exact] = idle / given
+    assert refused[False] > 0.4 and refused[True] < 0.06, refused
+
+
+@in_a_process
+def test_frames_without_a_decision_are_skipped_and_what_they_pay_is_kept():
+    def play(skip_idle):
+        kwargs = {"opponents": "passiveAI", "skip_idle": skip_idle, "max_episode_steps": 300}
+        envs, rng = make_vec(GRID, 1, kwargs, layout="grid"), np.random.default_rng(0)
+        (obs, infos), seen, returns, steps = envs.reset(), [], 0, 0
+        while True:
+            acts = infos["action_mask"][0, 0].any()
+            seen += [obs[0].copy()] if acts else []
+            obs, rewards, terminations, truncations, infos = envs.step(random_orders(rng, infos) if acts else nothing)
+            returns, steps = returns + rewards[0], steps + 1
+            assert acts or not skip_idle
+            if terminations[0] or truncations[0]:
+                return np.array(seen), returns, steps
+
+    nothing = np.zeros((1, 8, 8, 7), int)
+    (every, paid, frames), (decisions, paid_as_well, steps) = play(False), play(True)
+    np.testing.assert_array_equal(every, decisions)
+    assert paid == pytest.approx(paid_as_well) and frames == 300 and steps == len(decisions) < 300
+
+
+@in_a_process
 def test_time_limits_are_truncations_and_lost_games_terminations_with_their_final_observations():
-    envs = make_vec(GRID, 2, {"opponents": "passiveAI", "max_episode_steps": 12}, layout="grid")
+    envs = make_vec(GRID, 2, {"opponents": "passiveAI", "max_episode_steps": 12, "skip_idle": False}, layout="grid")
     obs, infos = envs.reset()
     first, rng = obs.copy(), np.random.default_rng(1)
     for step in range(1, 13):
@@ -162,7 +205,8 @@ def test_time_limits_are_truncations_and_lost_games_terminations_with_their_fina
         assert not terminations.any() and truncations.all() == truncations.any() == (step == 12)
     np.testing.assert_array_equal(obs, first)
     assert infos["_final_obs"].all() and (infos["final_obs"] != first).any((1, 2, 3)).all()
-    assert infos["final_info"]["action_mask"].shape == (2, 79, 8, 8) and not infos["final_info"]["success"].any()
+    assert infos["final_info"]["action_mask"].shape == (2, 79, 8, 8) and infos["final_info"]["drawn"].all()
+    assert not (infos["final_info"]["success"].any() or infos["final_info"]["lost"].any())
 
     envs, wait = make_vec(GRID, 1, {"opponents": "workerRushAI"}, layout="grid"), np.zeros((1, 8, 8, 7), int)
     envs.reset()
@@ -172,12 +216,14 @@ def test_time_limits_are_truncations_and_lost_games_terminations_with_their_fina
             break
     assert terminations.all() and not truncations.any() and rewards[0] == -10
     assert infos["final_obs"][0, 11].sum() == 0 < infos["final_obs"][0, 12].sum()  # none of ours is left
+    assert [infos["final_info"][name][0] for name in ("success", "drawn", "lost")] == [0, 0, 1]
     assert obs[0, 11].sum() == 2 and infos["episode"]["r"][0] == -10  # a base and a worker, in the next game
 
 
 @in_a_process
 def test_self_play_has_two_seats_of_one_game_and_partial_observability_hides():
-    envs = make_vec(GRID, 3, {"self_play": True, "opponents": "passiveAI", "max_episode_steps": 100}, layout="grid")
+    kwargs = {"self_play": True, "opponents": "passiveAI", "max_episode_steps": 100, "skip_idle": False}
+    envs = make_vec(GRID, 3, kwargs, layout="grid")
     obs, infos = envs.reset()
     rng, returns = np.random.default_rng(0), 0
     for _ in range(100):
@@ -189,6 +235,7 @@ def test_self_play_has_two_seats_of_one_game_and_partial_observability_hides():
     assert (returns[:2] > 0).all() and truncations[2]
 
     kwargs = {"map_path": "maps/16x16/basesWorkers16x16.xml", "partial_obs": True}
+    kwargs |= {"skip_idle": False, "exact_masks": False}
     envs = make_vec(GRID, 2, kwargs | {"self_play": True}, layout="grid")
     obs, infos = envs.reset()
     assert obs.shape == (2, 29, 16, 16)

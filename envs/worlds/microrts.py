@@ -25,6 +25,8 @@ CHOICES = np.array([6, 4, 4, 4, 4, 7, 49])  # (K,) a unit's action: type, four d
 STARTS = np.cumsum(CHOICES) - CHOICES  # (K,) where each field begins in a unit's mask (78,)
 USES = np.zeros((6, 7), bool)  # [action type, field]: what the type needs; the first type does nothing
 USES[:, 0] = USES[[1, 2, 3, 4, 4, 5], [1, 2, 3, 4, 5, 6]] = True
+MOVE_TO, PRODUCE_AT, PRODUCT = 1, 4, 5  # fields
+Game = tuple[Any, tuple[int, ...], tuple[int, ...]]  # in Java, the environments that are its seats, our side if alone
 LEVELS = (5, 5, 3, 8, 6, 2)  # values of each layer that the game gives, one plane for each value; the last is optional
 
 
@@ -98,20 +100,24 @@ class MicroRTS(BatchedEnv):
     ## Rewards
     The sum of the game's six, weighted by `reward_weights`: +1 for a win and -1 for a loss; +1 for each harvest and
     each return; for each worker; each building; each attack; each soldier. All but the first count when they begin.
+    They come by the hundred in a long game and a win comes once: with weights near its own, those who gather and hold
+    out get more than those who win.
 
     ## Starting State
     That of the map. The seed changes nothing: the bots that use chance draw it in Java.
 
     ## Episode End
     Termination: one side has no unit left. Truncation: after `max_episode_steps`. `final_info` has `success`, 1 where
-    the game was won.
+    the game was won, `drawn`, where time ran out or nobody was left, and `lost`.
 
     ## Action Mask
-    `agent_mask` (N, H, W) int8 is 1 where a unit of one's own takes orders; `action_mask` (N, 78, H, W) int8 is 1 where
-    it may do this, and 0 in other cells. A field without a legal entry, such as the target of a unit that cannot
-    attack, has its first one open; the type that would use it is illegal then. Orders that the mask forbids never
-    reach the game and are as good as nothing. Of orders that exclude each other, moves into one cell or products that
-    the resources do not pay for, the game takes the first, in the order of cells.
+    `agent_mask` (N, H, W) int8 is 1 where a unit of one's own takes orders and has a choice; `action_mask`
+    (N, 78, H, W) int8 is 1 where it may do this, and 0 in other cells. A field without a legal entry, such as the
+    target of a unit that cannot attack, has its first one open; the type that would use it is illegal then. Orders that
+    the mask forbids never reach the game and are as good as nothing. gym-microrts' masks look at units as they stand,
+    and allow what the game refuses: cells that another unit is on its way to, resources that an order under way will
+    cost. These are closed here. What is left are orders of one frame that exclude each other, moves into one cell or
+    products that the resources do not all pay for: the game takes the first, in the order of cells.
 
     `uses` (6, 7) bool says which fields an order needs; the others do not count.
 
@@ -127,8 +133,11 @@ class MicroRTS(BatchedEnv):
         self_play: the environments 2i and 2i + 1 are the two seats of one game; the last of an odd number plays the
             first of `opponents`.
         frame_skip: frames after each step in which no orders are given; rewards are summed.
+        skip_idle: play on to the next frame in which a unit of one's own takes orders (in self-play: of either side),
+            so that steps, discount and entropy are those of decisions; rewards are summed.
+        exact_masks: forbid what the game would refuse, see above; off, the masks are those of gym-microrts.
         reward_weights: of the six rewards.
-        max_episode_steps: steps until truncation.
+        max_episode_steps: frames until truncation; with `frame_skip` and without `skip_idle` steps.
         render_mode: "rgb_array" or None; drawn here, the game's own pictures need a screen.
 
     Raises:
@@ -157,7 +166,9 @@ class MicroRTS(BatchedEnv):
         partial_obs: bool = False,
         self_play: bool = False,
         frame_skip: int = 0,
-        reward_weights: tuple[float, ...] = (10.0, 1.0, 1.0, 0.2, 1.0, 4.0),
+        skip_idle: bool = True,
+        exact_masks: bool = True,
+        reward_weights: tuple[float, ...] = (10.0, 0.1, 0.1, 0.02, 0.1, 0.4),
         max_episode_steps: int = 2000,
         render_mode: str | None = None,
     ):
@@ -175,7 +186,8 @@ class MicroRTS(BatchedEnv):
         world = ElementTree.parse(path).getroot()
         self.height, self.width = int(world.get("height")), int(world.get("width"))
         self.walls = np.array(list(world.findtext("terrain").strip())).reshape(self.height, self.width) == "1"
-        self.frame_skip, self.reward_weights = frame_skip, np.array(reward_weights, np.float64)
+        self.exact_masks, self.skip_idle, self.frame_skip = exact_masks, skip_idle, frame_skip
+        self.reward_weights = np.array(reward_weights, np.float64)
 
         levels = np.array(LEVELS if partial_obs else LEVELS[:-1])
         self._layer, self._most = np.repeat(np.arange(len(levels)), levels), (levels - 1)[:, None, None]
@@ -185,19 +197,22 @@ class MicroRTS(BatchedEnv):
         super().__init__(num_envs, observation_space, self._action_space(), max_episode_steps, render_mode)
         self.layers = np.zeros((num_envs, len(levels), *shape), np.int32)  # what the game shows
         self.masks = np.zeros((num_envs, shape[0] * shape[1], 1 + CHOICES.sum()), np.int8)  # takes orders; legal ones
-        self.won = np.zeros(num_envs, bool)
+        self.taken = np.zeros((num_envs, shape[0] * shape[1]), bool)  # cells, by orders under way
+        self.funds = np.zeros(num_envs, np.int64)  # resources that no order under way will cost
+        self.result = np.zeros(num_envs)  # of the last step: 1 won, -1 lost, 0 neither
 
         from jpype import JArray, JClass, JInt
 
         self._no_orders, self._to_java = JArray(JArray(JInt))([]), JArray.of
         self._hide = JClass("rts.PartiallyObservableGameState") if partial_obs else None  # its own lags by one frame
         units = JClass("rts.units.UnitTypeTable")()
+        self._costs = np.array([int(kind.cost) for kind in units.getUnitTypes()])  # (7,), in the order of field 5
         rewards = JArray(JClass("ai.rewardfunction.RewardFunctionInterface"))(
             [JClass(f"ai.rewardfunction.{name}RewardFunction")() for name in REWARDS]
         )
         paired = num_envs // 2 * 2 if self_play else 0
         pair, single = JClass("tests.JNIGridnetClientSelfPlay"), JClass("tests.JNIGridnetClient")
-        self.games = []  # each with the environments that are its seats, and who we are if there is only one
+        self.games: list[Game] = []
         for i in range(0, paired, 2):
             self.games.append((pair(rewards, "", str(path), units, partial_obs), (i, i + 1), ()))
         for i in range(paired, num_envs):
@@ -213,10 +228,11 @@ class MicroRTS(BatchedEnv):
         return rows, cells, actions.reshape(self.num_envs, -1, len(CHOICES))[rows, cells]
 
     def _reset_rows(self, rows: np.ndarray) -> None:
-        for game, seats, player in self.games:
-            if seats[0] in rows:
-                game.reset(*player)
-                self._look(game, seats)
+        games = [one for one in self.games if one[1][0] in rows]
+        for game, _, player in games:
+            game.reset(*player)
+        self._read_masks(games)
+        self._look(games)
 
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
         rows, cells, orders = self._orders(np.asarray(actions))
@@ -225,27 +241,75 @@ class MicroRTS(BatchedEnv):
         lists, counts = np.column_stack([cells, orders])[given], np.bincount(rows[given], minlength=self.num_envs)
         lists = np.split(lists.astype(np.int32), np.cumsum(counts)[:-1])
         rewards, over = np.zeros((self.num_envs, len(REWARDS))), np.zeros(self.num_envs, bool)
-        for game, seats, player in self.games:
-            told = [self._to_java(lists[seat]) if counts[seat] else self._no_orders for seat in seats]
-            for _ in range(1 + self.frame_skip):
+        playing, frames = self.games, np.zeros(self.num_envs, np.int64)
+        while playing:
+            for game, seats, player in playing:
+                told = [self._to_java(lists[s]) if counts[s] and not frames[s] else self._no_orders for s in seats]
                 answer = game.gameStep(*told, *player)
-                told = [self._no_orders] * len(seats)
                 for i, seat in enumerate(seats):
-                    response = answer or game.getResponse(i)
-                    rewards[seat] += response.reward
-                    over[seat] = response.done[0]  # what WinLoss says
-                if over[seats[0]]:
-                    break
-            self._look(game, seats)
-        self.won = rewards[:, 0] > 0
+                    rewards[seat] += (answer or game.getResponse(i)).reward
+                    frames[seat] += 1
+                if game.gs.gameover():
+                    over[[*seats]] = True
+                    for i, seat in enumerate(seats):  # where nobody is left, the game itself calls it a loss
+                        rewards[seat, 0] = {-1: 0, i: 1}.get(game.gs.winner(), -1)
+            playing = [one for one in playing if not over[one[1][0]]]
+            if not playing or frames[playing[0][1][0]] > self.frame_skip:
+                self._read_masks(playing)
+                late = self.elapsed + frames >= self.max_episode_steps
+                acts = self.masks[..., 0].any(axis=1) | late
+                playing = [one for one in playing if self.skip_idle and not acts[[*one[1]]].any()]
+        self._look(self.games)
+        if self.skip_idle:
+            self.elapsed += frames - 1
+        self.result = np.where(over, np.sign(rewards[:, 0]), 0)
         return rewards @ self.reward_weights, over
 
-    def _look(self, game: Any, seats: tuple[int, ...]) -> None:
-        for i, seat in enumerate(seats):
-            state = self._hide(game.gs, i) if self._hide else game.gs
-            self.layers[seat] = state.getMatrixObservation(i)
-            self.layers[seat, 2] *= self.layers[seat, 3] != 1  # the game gives resources to the second player
-            self.masks[seat] = np.asarray(game.getMasks(i)).reshape(self.masks.shape[1:])
+    def _look(self, games: list[Game]) -> None:
+        for game, seats, _ in games:
+            for i, seat in enumerate(seats):
+                self.layers[seat] = self._shown(game, i).getMatrixObservation(i)
+                self.layers[seat, 2] *= self.layers[seat, 3] != 1  # the game gives resources to the second player
+
+    def _shown(self, game: Any, player: int) -> Any:
+        return self._hide(game.gs, player) if self._hide else game.gs
+
+    def _read_masks(self, games: list[Game]) -> None:
+        read = []
+        for game, seats, _ in games:
+            for i, seat in enumerate(seats):
+                if not game.gs.canExecuteAnyAction(i):
+                    self.masks[seat] = 0
+                    continue
+                read.append(seat)
+                self.masks[seat] = np.asarray(game.getMasks(i)).reshape(self.masks.shape[1:])
+                if self.exact_masks:
+                    state, self.taken[seat] = self._shown(game, i), False
+                    usage = state.getResourceUsage()
+                    cells = str(usage.getPositionsUsed())[1:-1]  # "3, 12": quicker than to read them one by one
+                    self.taken[seat, [int(cell) for cell in cells.split(",") if cell]] = True
+                    self.funds[seat] = state.getPlayer(i).getResources() - usage.getResourcesUsed(i)
+        if self.exact_masks and read:
+            self._close(np.array(read))
+
+    def _close(self, seats: np.ndarray) -> None:
+        """Close what orders under way have taken: cells that somebody moves to or builds on, resources to be paid.
+
+        Units that are left without a choice take no orders.
+        """
+        row, cell = np.nonzero(self.masks[seats, :, 0])
+        row = seats[row]
+        legal = self.masks[row, cell, 1:]  # (P, 78)
+        beside = cell[:, None] + (-self.width, 1, self.width, -1)  # (P, 4) up, right, down, left
+        free = ~self.taken[row[:, None], beside % self.taken.shape[1]]
+        for field in (MOVE_TO, PRODUCE_AT):
+            legal[:, STARTS[field] : STARTS[field] + 4] &= free
+        legal[:, STARTS[PRODUCT] : STARTS[PRODUCT] + CHOICES[PRODUCT]] &= self._costs <= self.funds[row, None]
+        some = np.add.reduceat(legal, STARTS, axis=1) > 0  # (P, K)
+        legal[:, 1] &= some[:, MOVE_TO]
+        legal[:, 4] &= some[:, PRODUCE_AT] & some[:, PRODUCT]
+        self.masks[row, cell, 0] = legal[:, 1 : CHOICES[0]].any(axis=1)
+        self.masks[row, cell, 1:] = legal * self.masks[row, cell, :1]
 
     def _observe(self, rows: np.ndarray) -> np.ndarray:
         layers = self.layers[rows].clip(0, self._most)
@@ -261,7 +325,8 @@ class MicroRTS(BatchedEnv):
         return {"action_mask": legal.reshape(shape), "agent_mask": agents.reshape(shape)[:, 0]}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return {"success": self.won[rows].astype(np.float64)}
+        result = self.result[rows]
+        return {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
 
     def _render_rgb(self, row: int) -> np.ndarray:
         # Drawn at twice the size and halved at the end: smooth edges.
@@ -322,6 +387,7 @@ class MicroRTSHarvest(MicroRTS):
         num_envs: N, environments in the batch.
         size: of the map basesWorkers: 4, 8, 10, 12, 16 or 24; the paper has 4, 10, 16 and 24.
         units_only: mask the source and the target units only, as the paper does; types and ways are all open.
+        exact_masks: as in `MicroRTS`; off, as in the paper.
         max_episode_steps: steps until truncation.
         render_mode: "rgb_array" or None.
 
@@ -336,6 +402,7 @@ class MicroRTSHarvest(MicroRTS):
         num_envs: int,
         size: int = 10,
         units_only: bool = False,
+        exact_masks: bool = False,
         max_episode_steps: int = 200,
         render_mode: str | None = None,
     ):
@@ -345,6 +412,8 @@ class MicroRTSHarvest(MicroRTS):
             f"maps/{size}x{size}/basesWorkers{size}x{size}.xml",
             ("passiveAI",),
             frame_skip=9,
+            skip_idle=False,
+            exact_masks=exact_masks,
             reward_weights=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
             max_episode_steps=max_episode_steps,
             render_mode=render_mode,
