@@ -1567,7 +1567,7 @@ def others_trained() -> list[dict[str, Any]]:
                 Path(folder, name).write_text(block)
             flags = f"--num-envs 16 {flags}"
             start, script = time.time(), str(ROOT / "ppo_action_mask.py")
-            command = [sys.executable, script, "--env-id", env_id, *flags.split(), "--eval-max-steps", "1000"]
+            command = [sys.executable, script, "--env-id", env_id, *flags.split()]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode:
                 print(f"{env_id} is left out: {done.stderr.splitlines()[-1]}")

@@ -13,7 +13,7 @@ import torch
 from experiment.fast import Adam, columns_first, compiled
 from experiment.ranks import mean_over_ranks
 
-SCRIPTS = ("ppo_action_mask", "dqn_action_mask", "ppo_attention_mask", "ppo_gridwise")
+SCRIPTS = ("ppo_action_mask", "dqn_action_mask", "ppo_attention_mask", "ppo_gridwise", "ppo_recurrent_mask")
 SIZE, LR = 16, 1e-3
 
 
@@ -60,12 +60,22 @@ def grid_part(generator):
     return *tables, torch.randn(SIZE, 3, 6, 5, generator=generator), rows, *torch.randn(3, SIZE, generator=generator)
 
 
-PARTS = dict(zip(SCRIPTS, (ppo_part, dqn_part, attention_part, grid_part), strict=True))
+def recurrent_part(generator):
+    """Sequences of four steps, in which episodes start anywhere, each with the state before it."""
+    obs, state = torch.randn(4, SIZE // 4, 3, generator=generator), torch.randn(SIZE // 4, 8, generator=generator)
+    starts = torch.rand(4, SIZE // 4, generator=generator) < 0.3
+    mask = shuffled_mask(SIZE, 5, generator).view(4, SIZE // 4, 5)
+    numbers = torch.randn(4, 4, SIZE // 4, generator=generator)
+    return (obs, starts, state), torch.zeros(4, SIZE // 4, 2, dtype=torch.long), mask, *numbers
+
+
+PARTS = dict(zip(SCRIPTS, (ppo_part, dqn_part, attention_part, grid_part, recurrent_part), strict=True))
 NETWORKS = {  # DQN: the target network as well
     "ppo_action_mask": lambda script, args: [script.Agent(3, (2, 3), 8)],
     "dqn_action_mask": lambda script, args: [script.QNetwork(3, 4, 8), script.QNetwork(3, 4, 8)],
     "ppo_attention_mask": lambda script, args: [script.Agent((5, 7), (4,), args)],
     "ppo_gridwise": lambda script, args: [script.Agent((3, 6, 5), (2, 3), 4)],
+    "ppo_recurrent_mask": lambda script, args: [script.Agent(3, (2, 3), 8)],
 }
 FLAGS = {"ppo_attention_mask": {"dim": 8, "heads": 2, "num_blocks": 2}}
 
