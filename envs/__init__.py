@@ -49,4 +49,5 @@ register_batched("Masked/OrderPicking-v0", "envs.worlds.order_picking:OrderPicki
 register_batched("Masked/Vault-v0", "envs.worlds.vault:Vault")
 register_batched("Masked/MicroRTS-v0", "envs.worlds.microrts:MicroRTS")
 register_batched("Masked/MicroRTSHarvest-v0", "envs.worlds.microrts:MicroRTSHarvest")
-gym.register("Masked/ConnectFour-v0", "envs.worlds.connect_four:ConnectFour")
+register_batched("Masked/ConnectFour-v0", "envs.worlds.connect_four:ConnectFour")
+register_batched("Masked/PettingZoo-v0", "envs.worlds.pettingzoo:PettingZoo")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from envs.episodes import Play, check_frame, closing
 from envs.make import make_vec, parse_env_kwargs
+from envs.players import introduce
 from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
 from experiment.board import Board
@@ -133,6 +134,7 @@ class Run:
                 self.log_due = (self.iteration + 1) % log_every == 0 or self.iteration + 1 == self.num_iterations
                 yield self.iteration
                 self.iteration += 1
+                introduce(self.envs.unwrapped, self.model, self.iteration, self.num_iterations)
                 if self.world_size > 1:
                     self.statistics.average(self.mean)
                 if self.board:

@@ -43,6 +43,7 @@ SAVED = [  # every script with environments that it resumes bit for bit, and fla
     ("ppo_gridwise", "Masked/Harvest-v0"),
     ("ppo_recurrent_mask", "Masked/Vault-v0", "--prev-inputs"),
     ("ppo_action_mask", "Masked/JobRouting-v0", "--compile"),
+    *((name, "Masked/ConnectFour-v0", "--env-kwargs", "opponent", "pool") for name in list(SMALL)[:2]),
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
 LOSSES = {script: {"td_loss", "q_values"} if script == "dqn_action_mask" else PPO_LOSSES for script in SMALL}

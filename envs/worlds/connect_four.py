@@ -1,37 +1,85 @@
-"""Connect Four against a random opponent: PettingZoo's game as an ordinary single-agent environment."""
+"""Connect Four, all games of a batch at once: against random play, a search, past agents, or oneself."""
 
+from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from envs.base import BatchedEnv
+from envs.players import Player
 from envs.worlds.drawing import ACCENT, GOLD, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
 
 ROWS, COLUMNS = 6, 7
-PLAYERS = ("player_0", "player_1")  # PettingZoo's names of the seats, the first mover first
-INSTALL = 'pip install "pettingzoo==1.27.0" "pygame-ce==2.5.8"'
-TILE, MARGIN, TOP, RADIUS = 128, 48, 184, 48  # pixels, drawn at twice the size and halved at the end: smooth edges
+PASS = COLUMNS  # the action of who waits
+HEIGHT = ROWS + 1  # bits of a column: one more than its cells, always 0, so that no line runs on into the next one
+CELLS = np.arange(COLUMNS)[None, :] * HEIGHT + np.arange(ROWS)[::-1, None]  # (6, 7) the bit of each cell, top row first
+BOTTOM = np.uint64(1) << (np.arange(COLUMNS, dtype=np.uint64) * np.uint64(HEIGHT))  # (7,)
+COLUMN = BOTTOM * np.uint64((1 << ROWS) - 1)  # (7,) the cells of each column
+TOP = BOTTOM << np.uint64(ROWS - 1)  # (7,)
+TILE, MARGIN, HEAD, RADIUS = 128, 48, 184, 48  # pixels, drawn at twice the size and halved at the end: smooth edges
 
 
-class ConnectFour(gym.Env):
-    """Connect Four against an opponent that plays random legal moves.
+def has_four(discs: np.ndarray) -> np.ndarray:
+    """Whether boards (...,) uint64 hold four in a row: bool (...,). Each bit is a cell, as in CELLS."""
+    found = np.zeros(discs.shape, bool)
+    for step in (1, HEIGHT, HEIGHT - 1, HEIGHT + 1):  # up, across, and both diagonals
+        pairs = discs & (discs >> np.uint64(step))
+        found |= (pairs & (pairs >> np.uint64(2 * step))) != 0
+    return found
+
+
+def drops(discs: np.ndarray) -> np.ndarray:
+    """The bit (..., 7) uint64 that a disc dropped into each column sets, 0 where it is full; discs (...,) of both."""
+    return (discs[..., None] + BOTTOM) & COLUMN
+
+
+def negamax(own: np.ndarray, other: np.ndarray, depth: int) -> np.ndarray:
+    """What each column is worth to whoever moves next, as far as `depth` moves show.
+
+    All moves are played to that depth, all positions of a depth at once.
+
+    Args:
+        own, other: (P,) uint64, the discs of who moves next, and of who moved last.
+        depth: moves to look ahead, at least 1; 7 of them are 800,000 positions for one game.
+
+    Returns:
+        (P, 7) float64: 1 / n for a win with the mover's n-th of all moves from now on, -1 / n for a loss, 0 for a draw
+        and for what is not decided within `depth`, -2 where the column is full.
+
+    >>> three = np.array([0b111], np.uint64)  # in the first column
+    >>> negamax(three, three << np.uint64(HEIGHT), 1)[0]
+    array([1., 0., 0., 0., 0., 0., 0.])
+    """
+    new = drops(own | other)  # (P, 7)
+    values = np.where(new, 0.0, -2.0)
+    mine = own[:, None] | new
+    won = has_four(mine) & (new != 0)
+    values[won] = 1.0
+    if depth > 1:
+        open_ = (new != 0) & ~won
+        parent, column = np.nonzero(open_)
+        if len(parent):
+            theirs = negamax(other[parent], mine[parent, column], depth - 1).max(axis=1)  # -2: the board is full
+            deeper = np.where(theirs == 0, 0.0, -theirs / (1 + np.abs(theirs)))  # 1 / n becomes -1 / (n + 1)
+            values[parent, column] = np.where(theirs == -2, 0.0, deeper)
+    return values
+
+
+class ConnectFour(BatchedEnv):
+    """Connect Four against an opponent of one's choice, or with both seats as agents.
 
     ## Description
     Two players drop discs into the seven columns of an upright board; who first has four in a row, column or diagonal
-    wins. The rules are those of PettingZoo's `connect_four_v3`, without its wrappers: an illegal move is refused here
-    instead of losing the game. PettingZoo is optional, see `INSTALL`.
+    wins. The rules are those of PettingZoo's `connect_four_v3`, but that an illegal move is refused instead of losing
+    the game. With best play the first player wins (Allis 1988).
 
     ## Action Space
-    `Discrete(7)`: the column that gets the disc, 0 is the leftmost.
+    `Discrete(8)`: the column that gets the disc, 0 is the leftmost; 7 passes.
 
     ## Observation Space
-    PettingZoo's `Dict`, as it is:
-
-    | key | shape, dtype | content |
-    |-|-|-|
-    | `observation` | (6, 7, 2) int8 | 1 where there is a disc, top row first: one's own, the opponent's |
-    | `action_mask` | (7,) int8 | 1 where the column has room |
+    A `Box` (6, 7, 3) int8, top row first: 1 where there is a disc of one's own; of the opponent; and 1 everywhere when
+    it is one's turn.
 
     ## Rewards
     +1 for a win, -1 for a loss, 0 for a draw and in every other step.
@@ -40,115 +88,227 @@ class ConnectFour(gym.Env):
     An empty board, with one disc of the opponent where the draw of seats has made it the first player.
 
     ## Episode End
-    Termination: four in a row, or a full board. Truncation: after `max_episode_steps` actions, which only an agent
-    that plays illegal moves can reach, since a game has at most 21 legal ones.
+    Termination: four in a row, or a full board. Truncation: after `max_episode_steps` steps, which only an agent that
+    plays illegal moves can reach. `final_info` has `success`, `drawn` and `lost`.
 
     ## Action Mask
-    Part of the observation, PettingZoo's convention. Full columns are illegal; a disc that is dropped into one
-    changes nothing, the opponent does not move, and the reward is 0. In a terminal state the mask is what PettingZoo
-    gives: all 0 after one's own last move, the columns with room after the opponent's.
+    Columns with room, or, for who waits, to pass and nothing else. An illegal action changes nothing: the opponent does
+    not move either, and the reward is 0.
+
+    ## Self-play
+    With `opponent` self or pool the environments 2i and 2i + 1 are the seats of one game, the first mover and the
+    other; a step is one move. Who waits has a single legal action, so that its log-probability, entropy and gradient
+    are 0, and no script has to know. Rewards are zero-sum, and both episodes end in the same step. In a share of the
+    games of `pool` one seat, drawn, is played by an agent that this training was earlier (`meet`); its environment then
+    waits for the whole game. The last of an odd number of environments plays against random moves.
 
     ## Arguments
     Args:
-        max_episode_steps: actions until truncation.
+        num_envs: N, environments in the batch.
+        opponent: "random": legal moves; "minimax": sees what is decided within `depth` moves, and is random among
+            columns of equal worth; "self"; "pool"; or the path of a checkpoint of `ppo_action_mask.py` or
+            `dqn_action_mask.py`, trained here, which plays greedily as with `--eval-only`.
+        depth: of minimax, its own first move included.
+        share: of the games of "pool" that are against past agents, once there are any.
+        max_episode_steps: steps until truncation.
         render_mode: "rgb_array", "ansi" or None.
 
     Raises:
-        ImportError: PettingZoo or pygame is missing; the message has the command that installs them.
+        ValueError: an argument out of its range, or a file that is no checkpoint of this game.
 
     Example:
-        >>> import pytest; _ = pytest.importorskip("pettingzoo.classic.connect_four.connect_four")
-        >>> env = ConnectFour()
-        >>> obs, info = env.reset(seed=0)
-        >>> obs["observation"].shape, obs["action_mask"]
-        ((6, 7, 2), array([1, 1, 1, 1, 1, 1, 1], dtype=int8))
-        >>> obs, reward, terminated, truncated, info = env.step(3)
-        >>> obs["observation"][5, 3], reward, terminated
-        (array([1, 0], dtype=int8), 0.0, False)
+        >>> env = ConnectFour(num_envs=2, opponent="self")
+        >>> obs, infos = env.reset(seed=0)
+        >>> infos["action_mask"]
+        array([[1, 1, 1, 1, 1, 1, 1, 0],
+               [0, 0, 0, 0, 0, 0, 0, 1]], dtype=int8)
+        >>> obs, rewards, terminations, truncations, infos = env.step([3, 7])
+        >>> obs[0, 5, 3], obs[1, 5, 3], infos["action_mask"][0]
+        (array([1, 0, 0], dtype=int8), array([0, 1, 1], dtype=int8), array([0, 0, 0, 0, 0, 0, 0, 1], dtype=int8))
     """
 
-    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}
+    metadata = BatchedEnv.metadata | {"render_fps": 2}
+    state_arrays = ("discs", "plies", "seat", "past", "result")
 
-    def __init__(self, max_episode_steps: int = 42, render_mode: str | None = None):
-        if max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}.")
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(
-                f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}."
-            )
-        try:
-            from pettingzoo.classic.connect_four.connect_four import raw_env
-        except ImportError as error:
-            raise ImportError(f"ConnectFour plays PettingZoo's game, which is not installed: {INSTALL}") from error
-        self.game, self.max_episode_steps, self.render_mode = raw_env(), max_episode_steps, render_mode
-        self.observation_space = self.game.observation_space(PLAYERS[0])
-        self.action_space = spaces.Discrete(COLUMNS)
+    def __init__(
+        self,
+        num_envs: int,
+        opponent: str = "random",
+        depth: int = 4,
+        share: float = 0.5,
+        max_episode_steps: int = 42,
+        render_mode: str | None = None,
+    ):
+        if depth < 1 or not 0 <= share <= 1:
+            raise ValueError(f"Expected depth of at least 1 and share from 0 to 1; got {depth} and {share}.")
+        super().__init__(
+            num_envs, spaces.Box(0, 1, (ROWS, COLUMNS, 3), np.int8), spaces.Discrete(COLUMNS + 1), max_episode_steps,
+            render_mode,
+        )  # fmt: skip
+        self.opponent, self.depth, self.share = opponent, depth, share
+        self.player = None
+        if opponent not in ("random", "minimax", "self", "pool"):
+            if not Path(opponent).is_file():
+                known = "random, minimax, self, pool or the path of a checkpoint"
+                raise ValueError(f"opponent {opponent!r}: expected {known}, and there is no such file.")
+            self.player = Player.of_checkpoint(opponent, "ConnectFour", (ROWS * COLUMNS * 3, COLUMNS + 1))
+        paired = num_envs // 2 * 2 if opponent in ("self", "pool") else 0
+        # A game is a row of these; environment i is one side of game `game[i]`, and sides are 0 for the first mover.
+        self.game = np.concatenate([np.arange(paired) // 2, np.arange(paired, num_envs) - paired // 2])
+        games = num_envs - paired // 2
+        self.paired = np.arange(games) < paired // 2
+        self.discs = np.zeros((games, 2), np.uint64)  # of each side
+        self.plies = np.zeros(games, np.int64)  # moves played
+        self.seat = np.arange(num_envs) % 2  # (N,) the side of each environment
+        self.past = np.full((games, 2), -1)  # which past agent plays a side of a pair, -1 for none
+        self.result = np.zeros(games)  # 1 where the first mover has won, -1 where the other has
+        self.pool: list[dict[str, np.ndarray]] = []  # weights of past agents
+        self.players: list[Player] = []
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start a new game: draw the seat, and let the opponent move if it is the first."""
-        super().reset(seed=seed)
-        self.game.reset()
-        self.elapsed, self.seat = 0, PLAYERS[self._draw(2)]
-        if self.seat != PLAYERS[0]:
-            self._opponent_moves()
-        return self.game.observe(self.seat), {}
+    def meet(self, weights: dict[str, np.ndarray]) -> None:
+        """Take an agent into the pool of past ones, which keeps the last 16."""
+        if self.opponent == "pool":
+            self.pool = [*self.pool, weights][-16:]
+            self._make_players()
 
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Drop a disc into column `action`, and let the opponent answer."""
-        if self.game.board[action] == 0:  # the board's first row is the top one
-            self.game.step(int(action))
-            if not self.game.terminations[self.seat]:
-                self._opponent_moves()
-        self.elapsed += 1
-        terminated = self.game.terminations[self.seat]
-        truncated = not terminated and self.elapsed >= self.max_episode_steps
-        return self.game.observe(self.seat), float(self.game.rewards[self.seat]), terminated, truncated, {}
+    def get_state(self) -> dict[str, Any]:
+        """As of any world, and the pool."""
+        return super().get_state() | {"pool": dict(enumerate(self.pool))}
 
-    def render(self) -> np.ndarray | str | None:
-        """The picture (height, width, 3) uint8, or the text, of the board."""
-        if self.render_mode is None:
-            gym.logger.warn("render() was called without a render_mode; pass render_mode='rgb_array' or 'ansi'.")
-            return None
-        board = np.array(self.game.board)
-        own = 1 + PLAYERS.index(self.seat)
-        board[board > 0] = np.where(board[board > 0] == own, 1, 2)  # 1 is the agent, in either seat
-        return self._render_ansi(board) if self.render_mode == "ansi" else self._render_rgb(board)
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_state` gave."""
+        super().set_state({key: value for key, value in state.items() if key != "pool"})
+        self.pool = list(state["pool"].values())
+        self._make_players()
 
-    def _draw(self, n: int) -> int:
-        return int(self.np_random.random() * n)  # a third of the time of integers(n)
+    def _make_players(self) -> None:
+        shape = (ROWS * COLUMNS * 3, COLUMNS + 1)
+        self.players = [Player(weights, shape, "a past agent") for weights in self.pool]
 
-    def _opponent_moves(self) -> None:
-        columns = [column for column in range(COLUMNS) if self.game.board[column] == 0]
-        self.game.step(columns[self._draw(len(columns))])
+    def _reset_rows(self, rows: np.ndarray) -> None:
+        games = np.unique(self.game[rows])
+        self.discs[games], self.plies[games], self.past[games], self.result[games] = 0, 0, -1, 0
+        draws = self._uniform(games, 3)
+        single = rows[~self.paired[self.game[rows]]]
+        self.seat[single] = draws[np.searchsorted(games, self.game[single]), 0] < 0.5
+        if self.players:  # the sides of pairs that past agents play
+            drawn = self.paired[games] & (draws[:, 0] < self.share)
+            self.past[games[drawn], (draws[drawn, 1] < 0.5) * 1] = (draws[drawn, 2] * len(self.players)).astype(int)
+        self._others_move(games)
 
-    def _headline(self) -> str:
-        if self.game.terminations[self.seat]:
-            return {1: "You win", -1: "You lose", 0: "Draw"}[self.game.rewards[self.seat]]
-        return "Your move"
+    def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
+        actions = np.asarray(actions)
+        movers = np.flatnonzero(self._turn() & (actions != PASS))
+        games, columns = self.game[movers], actions[movers]
+        moved = games[self._drop(games, columns)]
+        self._others_move(moved)
+        first = self.result[self.game]
+        over = (first != 0) | (self.plies[self.game] == ROWS * COLUMNS)
+        return np.where(self.seat == 0, first, -first), over
 
-    def _render_ansi(self, board: np.ndarray) -> str:
-        order = "first" if self.seat == PLAYERS[0] else "second"
+    def _turn(self) -> np.ndarray:
+        """Whether each environment (N,) moves next, and not a past agent in its place."""
+        game = self.game
+        return (self.plies[game] % 2 == self.seat) & (self.past[game, self.seat] < 0)
+
+    def _drop(self, games: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Drop a disc of whoever is to move into these columns of these games; False (G,) where there is no room."""
+        new = drops(self.discs[games].sum(axis=1))[np.arange(len(games)), columns]
+        fits, side = new != 0, self.plies[games] % 2
+        self.discs[games, side] |= new
+        self.plies[games] += fits
+        self.result[games] = np.where(has_four(self.discs[games, side]) & fits, 1 - 2 * side, self.result[games])
+        return fits
+
+    def _others_move(self, games: np.ndarray) -> None:
+        """Those of these games that go on and in which it is the turn of nobody here get a move of who is not here."""
+        games = games[(self.result[games] == 0) & (self.plies[games] < ROWS * COLUMNS)]
+        side = self.plies[games] % 2
+        ours = np.zeros((len(self.plies), 2), bool)
+        ours[self.game, self.seat] = True
+        absent = ~ours[games, side] | (self.past[games, side] >= 0)
+        if absent.any():
+            games, side = games[absent], side[absent]
+            self._drop(games, self._choose(games, side))
+
+    def _choose(self, games: np.ndarray, side: np.ndarray) -> np.ndarray:
+        """The columns (G,) that those who are not here choose, of the games whose `side` is theirs."""
+        own, other = self.discs[games, side], self.discs[games, 1 - side]
+        legal = drops(own | other) != 0
+        draws = self._uniform(games, COLUMNS)
+        past = self.past[games, side]
+        random = np.where(legal, draws, -1).argmax(axis=1)
+        if self.opponent == "minimax":
+            values = negamax(own, other, self.depth)
+            random = np.where(values == values.max(axis=1, keepdims=True), draws, -1).argmax(axis=1)
+        if self.player is None and (past < 0).all():
+            return random
+        obs = self._see(own, other, np.ones(len(games), bool)).reshape(len(games), -1)
+        mask = np.pad(legal, ((0, 0), (0, 1)))
+        if self.player is not None:
+            return self.player.best(obs, mask)
+        for index in np.unique(past[past >= 0]):
+            rows = np.flatnonzero(past == index)
+            random[rows] = self.players[index].sample(obs[rows], mask[rows], draws[rows, 0])
+        return random
+
+    def _see(self, own: np.ndarray, other: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        """Observations (R, 6, 7, 3) int8 of boards (R,) uint64."""
+        boards = np.stack([own, other], axis=-1)[:, None, None]  # (R, 1, 1, 2)
+        discs = (boards >> CELLS.astype(np.uint64)[None, :, :, None]) & np.uint64(1)
+        planes = np.broadcast_to(turn[:, None, None, None], (len(turn), ROWS, COLUMNS, 1))
+        return np.concatenate([discs, planes], axis=-1, dtype=np.int8, casting="unsafe")
+
+    def _observe(self, rows: np.ndarray) -> np.ndarray:
+        game, seat = self.game[rows], self.seat[rows]
+        return self._see(self.discs[game, seat], self.discs[game, 1 - seat], self._turn()[rows])
+
+    def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        room = drops(self.discs[self.game[rows]].sum(axis=1)) != 0
+        turn = self._turn()[rows, None]
+        return {"action_mask": np.concatenate([room & turn, ~turn], axis=1).astype(np.int8)}
+
+    def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        result = np.where(self.seat[rows] == 0, 1, -1) * self.result[self.game[rows]]
+        return {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
+
+    def _board(self, row: int) -> np.ndarray:
+        """The flattened board (42,) of one environment: 1 its own discs, 2 the opponent's."""
+        own, other = (self.discs[self.game[row], side] for side in (self.seat[row], 1 - self.seat[row]))
+        one = np.uint64(1)
+        return (
+            ((own >> CELLS.astype(np.uint64) & one) + 2 * (other >> CELLS.astype(np.uint64) & one)).ravel().astype(int)
+        )
+
+    def _headline(self, row: int) -> str:
+        result = self.result[self.game[row]] * (1 - 2 * self.seat[row])
+        if result or self.plies[self.game[row]] == ROWS * COLUMNS:
+            return {1: "You win", -1: "You lose", 0: "Draw"}[int(result)]
+        return "Your move" if self._turn()[row] else "You wait"
+
+    def _render_ansi(self, row: int) -> str:
+        board, order = self._board(row), ("first", "second")[self.seat[row]]
         signs = ["×" if board[column] else "↓" for column in range(COLUMNS)]
-        rows = ["│ " + " ".join("·●○"[disc] for disc in row) + " │" for row in board.reshape(ROWS, COLUMNS)]
-        head = [f"{self._headline()} (● you, {order}; ○ opponent)", "  " + " ".join(signs), *rows]
+        rows = ["│ " + " ".join("·●○"[disc] for disc in discs) + " │" for discs in board.reshape(ROWS, COLUMNS)]
+        head = [f"{self._headline(row)} (● you, {order}; ○ opponent)", "  " + " ".join(signs), *rows]
         return "\n".join([*head, "└" + "─" * (2 * COLUMNS + 1) + "┘", "  " + " ".join(map(str, range(COLUMNS)))])
 
-    def _render_rgb(self, board: np.ndarray) -> np.ndarray:
-        width, height = COLUMNS * TILE + 2 * MARGIN, TOP + ROWS * TILE + 2 * MARGIN
+    def _render_rgb(self, row: int) -> np.ndarray:
+        board, width, height = self._board(row), COLUMNS * TILE + 2 * MARGIN, HEAD + ROWS * TILE + 2 * MARGIN
         image, draw = canvas(width, height)
-        text(draw, (MARGIN, 52), self._headline(), 44, anchor="lm")
+        text(draw, (MARGIN, 52), self._headline(row), 44, anchor="lm")
         for x, color, name in ((width - 420, GOLD, "you"), (width - 260, INK, "opponent")):
             _disc(draw, (x, 52), 18, color)
             text(draw, (x + 36, 52), name, 30, anchor="lm")
-        draw.rounded_rectangle([MARGIN - 20, TOP, width - MARGIN + 20, height - 24], 36, fill=ACCENT)
-        centres = np.indices((ROWS, COLUMNS))[::-1].reshape(2, -1).T * TILE + (MARGIN + TILE / 2, TOP + 16 + TILE / 2)
+        draw.rounded_rectangle([MARGIN - 20, HEAD, width - MARGIN + 20, height - 24], 36, fill=ACCENT)
+        centres = np.indices((ROWS, COLUMNS))[::-1].reshape(2, -1).T * TILE + (MARGIN + TILE / 2, HEAD + 16 + TILE / 2)
         for (x, y), disc in zip(centres, board, strict=True):
             _disc(draw, (x, y), RADIUS, (PAPER, GOLD, INK)[disc])
         for column, (x, _) in enumerate(centres[:COLUMNS]):
             if board[column]:
-                cross(draw, (x, TOP - 40), 18, width=8)
+                cross(draw, (x, HEAD - 40), 18, width=8)
             else:
-                draw.polygon([(x - 20, TOP - 52), (x + 20, TOP - 52), (x, TOP - 24)], fill=LEGAL)
+                draw.polygon([(x - 20, HEAD - 52), (x + 20, HEAD - 52), (x, HEAD - 24)], fill=LEGAL)
             text(draw, (x, height - 52), str(column), 28, PAPER)
         for four in LINES[(board[LINES] == board[LINES[:, :1]]).all(axis=1) & (board[LINES[:, 0]] > 0)]:
             line = [tuple(centres[four[0]]), tuple(centres[four[-1]])]

@@ -1,0 +1,153 @@
+"""PettingZoo's games by turns, with a row of the batch for each seat."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.base import BatchedEnv
+
+
+class PettingZoo(BatchedEnv):
+    """Any AEC game of PettingZoo with two or more seats whose observations hold an `action_mask`.
+
+    ## Description
+    Every seat is an environment of the batch: those of one game follow each other, in the order of `possible_agents`.
+    A step is one move. Who waits, and who is out while others play on, has a single legal action, to pass, so that its
+    log-probability, entropy and gradient are 0: self-play, without a line of it in the scripts.
+
+    ## Action Space
+    `Discrete(n + 1)`: the game's actions, and n to pass.
+
+    ## Observation Space
+    A `Dict` of the game's `observation` as this seat sees it, and `turn` (1,) int8, 1 where it moves next.
+
+    ## Rewards
+    The game's, to each seat what it gives, when it gives it.
+
+    ## Starting State
+    That of the game.
+
+    ## Episode End
+    Of all seats at once. Termination: no seat is left, or each that is has ended. Truncation: after
+    `max_episode_steps` moves. `final_info` has `success`, `drawn` and `lost`: returns above, at and below 0.
+
+    ## Action Mask
+    The game's for who moves, to pass for all others. An illegal action never reaches the game: nobody moves, and the
+    reward is 0.
+
+    The game cannot be saved: there is no `get_state`, and a resumed run begins with new games.
+
+    ## Arguments
+    Args:
+        num_envs: N, a multiple of the number of seats.
+        game: module of the game, "pettingzoo.classic.tictactoe_v3" (`pip install "pettingzoo[classic]"`).
+        max_episode_steps: moves until truncation.
+        render_mode: "rgb_array" or None; what the game draws.
+        **kwargs: for the game.
+
+    Raises:
+        ImportError: the module, or what it needs, is missing.
+        ValueError: a game without masks, with one seat, or with seats that see or do different things.
+
+    Example:
+        >>> import pytest; _ = pytest.importorskip("pettingzoo.classic.tictactoe_v3")
+        >>> env = PettingZoo(num_envs=2, game="pettingzoo.classic.tictactoe_v3")
+        >>> obs, infos = env.reset(seed=0)
+        >>> infos["action_mask"]
+        array([[1, 1, 1, 1, 1, 1, 1, 1, 1, 0],
+               [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]], dtype=int8)
+    """
+
+    metadata = BatchedEnv.metadata | {"render_modes": ["rgb_array"], "render_fps": 2}
+    get_state = set_state = property()  # hidden, so that `hasattr` says that the game cannot be saved
+
+    def __init__(
+        self, num_envs: int, game: str, max_episode_steps: int = 500, render_mode: str | None = None, **kwargs: Any
+    ):
+        try:
+            make = importlib.import_module(game).env
+        except (ImportError, AttributeError) as error:
+            raise ImportError(
+                f"game {game}: {error}. Expected the module of a game, as pettingzoo.classic.tictactoe_v3; pip install "
+                f'"pettingzoo[classic]" has its classic ones.'
+            ) from error
+        mode = {"render_mode": render_mode} if render_mode else {}
+        first = make(**mode, **kwargs)
+        self.seats = list(getattr(first, "possible_agents", ()))
+        if len(self.seats) < 2 or num_envs % len(self.seats):
+            found = f"{len(self.seats)} seats and {num_envs} environments"
+            raise ValueError(f"{game} has {found}; expected two seats or more, and --num-envs a multiple of them.")
+        seen = [first.observation_space(seat) for seat in self.seats]
+        actions = [first.action_space(seat) for seat in self.seats]
+        if not isinstance(seen[0], spaces.Dict) or not {"observation", "action_mask"} <= seen[0].spaces.keys():
+            raise ValueError(f"{game} observes {seen[0]}; expected a Dict of observation and action_mask.")
+        if any(space != seen[0] for space in seen) or any(space != actions[0] for space in actions):
+            raise ValueError(f"{game}: its seats have different spaces; expected the same for all of them.")
+        self.passing = int(actions[0].n)
+        space = spaces.Dict(observation=seen[0]["observation"], turn=spaces.MultiBinary(1))
+        super().__init__(num_envs, space, spaces.Discrete(self.passing + 1), max_episode_steps, render_mode)
+        self.games = [first] + [make(**mode, **kwargs) for _ in range(num_envs // len(self.seats) - 1)]
+        self.masks = np.zeros((num_envs, self.passing + 1), np.int8)
+        self.totals = np.zeros(num_envs)
+
+    def _reset_rows(self, rows: np.ndarray) -> None:
+        self.totals[rows] = 0
+        games = np.unique(rows // len(self.seats))
+        for index, draw in zip(games, self._uniform(games), strict=True):
+            self.games[index].reset(seed=int(draw * 2**31))
+            self._look(index)
+
+    def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
+        rewards, over = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+        for index, game in enumerate(self.games):
+            start = index * len(self.seats)
+            row = start + self.seats.index(game.agent_selection)
+            action = int(actions[row])
+            if action != self.passing and self.masks[row, action]:
+                self._play(game, action, rewards[start : start + len(self.seats)])
+                over[start : start + len(self.seats)] = not game.agents
+                self._look(index)
+        self.totals += rewards
+        return rewards, over
+
+    def _play(self, game: Any, action: int | None, rewards: np.ndarray) -> None:
+        """One move, and the formal ones of seats that are out; adds what each seat gets to `rewards`, in place."""
+        game.step(action)
+        rewards += [game.rewards.get(seat, 0) for seat in self.seats]
+        while game.agents and (game.terminations[game.agent_selection] or game.truncations[game.agent_selection]):
+            game.step(None)  # pays nothing, and takes the seat off the list
+
+    def _look(self, index: int) -> None:
+        game, start = self.games[index], index * len(self.seats)
+        rows = slice(start, start + len(self.seats))
+        self.masks[rows] = 0
+        self.masks[rows, self.passing] = 1
+        if game.agents:
+            row = start + self.seats.index(game.agent_selection)
+            self.masks[row, : self.passing] = game.observe(game.agent_selection)["action_mask"]
+            self.masks[row, self.passing] = 0
+
+    def _observe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        seen = []
+        for row in rows:
+            game, seat = self.games[row // len(self.seats)], self.seats[row % len(self.seats)]
+            seen.append(game.observe(seat)["observation"])
+        space = self.single_observation_space["observation"]
+        return {"observation": np.array(seen, space.dtype), "turn": 1 - self.masks[rows, -1:]}
+
+    def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return {"action_mask": self.masks[rows].copy()}
+
+    def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        totals = self.totals[rows]
+        return {"success": (totals > 0) * 1.0, "drawn": (totals == 0) * 1.0, "lost": (totals < 0) * 1.0}
+
+    def _render_rgb(self, row: int) -> np.ndarray:
+        return self.games[row // len(self.seats)].render()
+
+    def close(self, **kwargs: Any) -> None:
+        """Close all games."""
+        for game in self.games:
+            game.close()

@@ -1,0 +1,152 @@
+"""PettingZoo's games by turns, with a row for each seat; skipped where PettingZoo is not installed."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from test_scripts import main
+
+from envs.make import make_vec
+from envs.worlds.pettingzoo import PettingZoo
+
+TICTACTOE = "pettingzoo.classic.tictactoe_v3"
+
+
+def legal_moves(rng, infos):
+    mask = infos["action_mask"]
+    return np.where(mask > 0, rng.random(mask.shape), -1).argmax(axis=1)
+
+
+class Race:
+    """Three seats say in turn how far they run, 1 or 2; who gets to 4 is out, until the last is. A mask says how far.
+
+    The interface is PettingZoo's, the rules are too small for it to have them.
+    """
+
+    possible_agents = ["ann", "bob", "cyd"]
+
+    def __init__(self, masked=True, seats=3, render_mode=None):
+        self.masked, self.possible_agents = masked, Race.possible_agents[:seats]
+
+    def observation_space(self, seat):
+        seen = {"observation": spaces.Box(0, 9, (3,), np.int64)}
+        return spaces.Dict(seen | ({"action_mask": spaces.MultiBinary(2)} if self.masked else {}))
+
+    def action_space(self, seat):
+        return spaces.Discrete(2)
+
+    def reset(self, seed=None):
+        self.agents, self.at = list(self.possible_agents), dict.fromkeys(self.possible_agents, 0)
+        self.terminations = dict.fromkeys(self.possible_agents, False)
+        self.truncations = dict(self.terminations)
+        self.agent_selection, self.rewards = self.agents[0], {}
+
+    def step(self, action):
+        seat, order = self.agent_selection, self.agents
+        behind = order[(order.index(seat) + 1) % len(order)]
+        if self.terminations[seat]:
+            assert action is None
+            self.agents = [one for one in self.agents if one != seat]
+            self.rewards = {}
+        else:
+            self.at[seat] += int(action) + 1
+            self.rewards = {seat: 1.0 if self.at[seat] == 4 else 0.0}
+            self.terminations[seat] = self.at[seat] == 4
+            behind = seat if self.terminations[seat] else behind
+        self.agent_selection = behind if behind in self.agents else (self.agents or [seat])[0]
+
+    def observe(self, seat):
+        mask = np.array([1, self.at[seat] < 3], np.int8)
+        return {"observation": np.array([self.at[one] for one in Race.possible_agents[:3]]), "action_mask": mask}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def race(monkeypatch):
+    module = types.ModuleType("race_v0")
+    module.env = Race
+    monkeypatch.setitem(sys.modules, "race_v0", module)
+
+
+def test_three_seats_move_in_turn_and_who_is_out_waits_for_the_others():
+    env = PettingZoo(6, game="race_v0")
+    obs, infos = env.reset(seed=0)
+    assert infos["action_mask"].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 1]] * 2
+    assert obs["turn"].tolist() == [[1], [0], [0]] * 2
+    turns, paid = [], np.zeros(6)
+    for _ in range(9):
+        actions = [0 if infos["action_mask"][row, 2] == 0 else 2 for row in range(6)]
+        if infos["action_mask"][0, 1]:
+            actions[0] = 1  # the first one runs: 2, 4 and is out
+        turns.append(int(obs["turn"][:3].argmax()))
+        obs, rewards, terminations, truncations, infos = env.step(actions)
+        paid += rewards
+        assert not terminations.any()
+    assert turns == [0, 1, 2, 0, 1, 2, 1, 2, 1]
+    assert paid.tolist() == [1, 1, 0, 0, 0, 0]
+    obs, rewards, terminations, *_, infos = env.step([2, 2, 0, 2, 2, 0])
+    assert terminations.tolist() == [True] * 3 + [False] * 3 and rewards.tolist() == [0, 0, 1, 0, 0, 0]
+    assert infos["final_info"]["success"].tolist() == [1, 1, 1, 0, 0, 0]
+    assert infos["final_obs"]["observation"][2].tolist() == [4, 4, 4] and obs["observation"][0].tolist() == [0, 0, 0]
+
+
+def test_illegal_moves_and_those_of_who_waits_never_reach_the_game():
+    env = PettingZoo(3, game="race_v0", max_episode_steps=5)
+    env.reset(seed=0)
+    env.games[0].at["ann"] = 3
+    env._look(0)
+    for actions in ([1, 2, 2], [2, 0, 0], [2, 2, 2]):
+        _, rewards, terminations, _, infos = env.step(actions)
+        assert env.games[0].at == {"ann": 3, "bob": 0, "cyd": 0} and not rewards.any() and not terminations.any()
+    env.step([2, 2, 2])
+    assert env.step([2, 2, 2])[3].all()  # truncated
+
+
+@pytest.mark.parametrize("num_envs, kwargs, words", [
+    (3, {"game": "race_v0", "masked": False}, "race_v0 observes Dict.*; expected a Dict of observation and action"),
+    (1, {"game": "race_v0", "seats": 1}, "race_v0 has 1 seats and 1 environments; expected two seats or more"),
+    (4, {"game": "race_v0"}, "race_v0 has 3 seats and 4 environments; expected .* a multiple of them"),
+])  # fmt: skip
+def test_what_cannot_be_played_by_turns_is_refused(num_envs, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        make_vec("Masked/PettingZoo-v0", num_envs, kwargs)
+    with pytest.raises(ImportError, match=r"game no_such_game: .*pettingzoo.classic.tictactoe_v3"):
+        make_vec("Masked/PettingZoo-v0", 2, {"game": "no_such_game"})
+
+
+def test_games_of_tictactoe_are_its_own_and_sum_to_zero():
+    pytest.importorskip(TICTACTOE, reason="optional")
+    envs, rng, ends = make_vec("Masked/PettingZoo-v0", 8, {"game": TICTACTOE}), np.random.default_rng(0), []
+    obs, infos = envs.reset(seed=0)
+    assert obs.shape == (8, 3 * 3 * 2 + 1) and envs.get_state() is None
+    for _ in range(200):
+        np.testing.assert_array_equal(infos["action_mask"][:, 9] == 0, obs[:, -1] == 1)
+        assert (obs[::2, -1] + obs[1::2, -1] == 1).all()
+        obs, rewards, terminations, _, infos = envs.step(legal_moves(rng, infos))
+        np.testing.assert_array_equal(rewards[::2], -rewards[1::2])
+        np.testing.assert_array_equal(terminations[::2], terminations[1::2])
+        ends += rewards[::2][terminations[::2]].tolist()
+    assert {-1, 0, 1} == set(ends)
+
+
+def test_a_script_trains_on_it_in_self_play(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = (
+        "--env-id",
+        "Masked/PettingZoo-v0",
+        "--env-kwargs",
+        "game",
+        "race_v0",
+        "--num-envs",
+        "6",
+        "--num-steps",
+        "8",
+    )
+    scores = main(
+        "ppo_action_mask", *flags, "--minibatch-size", "48", "--total-timesteps", "96", "--eval-episodes", "6"
+    )
+    assert scores["episodic_return"] == 1 and scores["illegal_rate"] == 0
