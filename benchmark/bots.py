@@ -16,7 +16,8 @@ from pathlib import Path
 import tyro
 from seam import ROOT
 
-BOTS = ("passiveAI", "randomAI", "randomBiasedAI", "workerRushAI", "lightRushAI", "coacAI", "mayari", "naiveMCTSAI",
+BOTS = ("passiveAI", "randomAI", "randomBiasedAI", "workerRushAI", "lightRushAI", "POWorkerRush",
+        "POLightRush", "POHeavyRush", "PORangedRush", "coacAI", "mayari", "naiveMCTSAI",
         "mixedBot", "rojo", "izanagi", "tiamat", "droplet", "guidedRojoA3N")  # fmt: skip
 
 
