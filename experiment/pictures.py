@@ -48,7 +48,7 @@ def write_pictures(run: Any, play: Play, look: Look | None) -> None:
             seen = list(moments(run.make_one(), play, PICTURE + 1))
             if look:
                 maps = rearrange(look(seen[PICTURE][0]), "1 h q e -> (h q) e")
-                picture = np.kron(maps / maps.max(), np.ones((16, 16)))
+                picture = np.kron(maps / max(maps.max(), 1e-9), np.ones((16, 16)))  # an empty set attends to nothing
                 writer.add_image("attention", picture, run.global_step, dataformats="HW")
             else:
                 _, mask, actions = max(seen, key=lambda moment: moment[1][:, 0].sum())  # when most agents act
