@@ -28,12 +28,13 @@ from envs.players import Player
 from envs.worlds.connect_four import COLUMNS, PASS, ROWS, ConnectFour
 
 SHAPE = (ROWS * COLUMNS * 3, COLUMNS + 1)
-WORLD = "--env-id Masked/ConnectFour-v0 --env-kwargs opponent pool --eval-episodes 0 --no-save-model"
-RUNS = {
-    "ppo_action_mask": f"{WORLD} --num-envs 256 --num-steps 32 --minibatch-size 1024 --hidden-dim 256 "
-    "--learning-rate 1e-3 --total-timesteps 8000000",
-    "dqn_action_mask": f"{WORLD} --num-envs 256 --train-frequency 4 --batch-size 1024 --replay-ratio 2 "
-    "--hidden-dim 256 --buffer-size 400000 --total-timesteps 4000000",
+WORLD = "--env-id Masked/ConnectFour-v0 --num-envs 256 --hidden-dim 256 --eval-episodes 0 --no-save-model"
+PPO = f"{WORLD} --minibatch-size 1024 --total-timesteps 5000000"
+DQN = f"{WORLD} --train-frequency 4 --batch-size 1024 --replay-ratio 2 --buffer-size 400000 --total-timesteps 4000000"
+RUNS = {  # script and flags
+    "PPO against minimax 2": ("ppo_action_mask", f"{PPO} --env-kwargs opponent minimax depth 2"),
+    "PPO against past selves": ("ppo_action_mask", f"{PPO} --env-kwargs opponent pool"),
+    "DQN against minimax 2": ("dqn_action_mask", f"{DQN} --env-kwargs opponent minimax depth 2"),
 }
 AGAINST = {"random": {}, "minimax": {"depth": 2}, "minimax ": {"depth": 4}}
 
@@ -42,8 +43,8 @@ AGAINST = {"random": {}, "minimax": {"depth": 2}, "minimax ": {"depth": 4}}
 class Args:
     """What to measure, and where to record it."""
 
-    scripts: tuple[str, ...] = tuple(RUNS)
-    """scripts to train"""
+    runs: tuple[str, ...] = tuple(RUNS)
+    """names of the trainings"""
     seeds: tuple[int, ...] = (1, 2, 3)
     """seeds of each"""
     flags: str = ""
@@ -151,13 +152,14 @@ def main(args: Args) -> None:
         return
     results = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for seed in args.seeds:
-        for script in args.scripts:
-            flags = f"{RUNS[script]} --seed {seed} {args.flags}".strip()
-            if any(run["flags"] == flags for run in results.get(script, [])):
+        for name in args.runs:
+            script, flags = RUNS[name]
+            flags = f"{flags} --seed {seed} {args.flags}".strip()
+            if any(run["flags"] == flags for run in results.get(name, [])):
                 continue
-            results.setdefault(script, []).append(record(script, flags, args.games))
-            print(script, seed, f"{results[script][-1]['minutes']:.1f} min", flush=True)
-            for row in results[script][-1]["curve"]:
+            results.setdefault(name, []).append(record(script, flags, args.games))
+            print(name, seed, f"{results[name][-1]['minutes']:.1f} min", flush=True)
+            for row in results[name][-1]["curve"]:
                 print(row, flush=True)
             if args.out:
                 args.out.write_text(json.dumps(results, indent=1) + "\n")

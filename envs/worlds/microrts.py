@@ -137,6 +137,7 @@ class MicroRTS(BatchedEnv):
             so that steps, discount and entropy are those of decisions; rewards are summed.
         exact_masks: forbid what the game would refuse, see above; off, the masks are those of gym-microrts.
         reward_weights: of the six rewards.
+        fade: steps of the batch over which all weights but the first fall to 0; 0: they stay.
         max_episode_steps: frames until truncation; with `frame_skip` and without `skip_idle` steps.
         render_mode: "rgb_array" or None; drawn here, the game's own pictures need a screen.
 
@@ -169,6 +170,7 @@ class MicroRTS(BatchedEnv):
         skip_idle: bool = True,
         exact_masks: bool = True,
         reward_weights: tuple[float, ...] = (10.0, 0.1, 0.1, 0.02, 0.1, 0.4),
+        fade: int = 0,
         max_episode_steps: int = 2000,
         render_mode: str | None = None,
     ):
@@ -187,7 +189,7 @@ class MicroRTS(BatchedEnv):
         self.height, self.width = int(world.get("height")), int(world.get("width"))
         self.walls = np.array(list(world.findtext("terrain").strip())).reshape(self.height, self.width) == "1"
         self.exact_masks, self.skip_idle, self.frame_skip = exact_masks, skip_idle, frame_skip
-        self.reward_weights = np.array(reward_weights, np.float64)
+        self.reward_weights, self.fade, self.age = np.array(reward_weights, np.float64), fade, 0
 
         levels = np.array(LEVELS if partial_obs else LEVELS[:-1])
         self._layer, self._most = np.repeat(np.arange(len(levels)), levels), (levels - 1)[:, None, None]
@@ -263,6 +265,8 @@ class MicroRTS(BatchedEnv):
         if self.skip_idle:
             self.elapsed += frames - 1
         self.result = np.where(over, np.sign(rewards[:, 0]), 0)
+        rewards[:, 1:] *= max(0.0, 1 - self.age / self.fade) if self.fade else 1.0
+        self.age += 1
         return rewards @ self.reward_weights, over
 
     def _look(self, games: list[Game]) -> None:
