@@ -294,6 +294,7 @@ def run_ours(args: Args, steps: int) -> Clock:
         flags["learning_rate"] = 3e-4 * (minibatch_size / 256) ** 0.5
     elif script == GRID:
         game = ("map_path", "maps/16x16/basesWorkers16x16A.xml", "self_play", "True", "max_episode_steps", "2000")
+        game += ("skip_idle", "False", "exact_masks", "False")  # the frames and masks of MicroRTS-Py
         flags = dict(num_steps=num_steps, minibatch_size=minibatch_size, learning_rate=2.5e-4, env_kwargs=game)
     else:
         flags = dict(train_frequency=num_steps, batch_size=minibatch_size, learning_rate=1e-3, learning_starts=1000)

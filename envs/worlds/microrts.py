@@ -100,8 +100,8 @@ class MicroRTS(BatchedEnv):
     ## Rewards
     The sum of the game's six, weighted by `reward_weights`: +1 for a win and -1 for a loss; +1 for each harvest and
     each return; for each worker; each building; each attack; each soldier. All but the first count when they begin.
-    They come by the hundred in a long game and a win comes once: with weights near its own, those who gather and hold
-    out get more than those who win.
+    They show the way to a first win, but come by the hundred in a long game, where a win comes once: who gathers and
+    holds out would get more than who wins. So their weights `fade`, and in the end the return is won or lost games.
 
     ## Starting State
     That of the map. The seed changes nothing: the bots that use chance draw it in Java.
@@ -137,7 +137,7 @@ class MicroRTS(BatchedEnv):
             so that steps, discount and entropy are those of decisions; rewards are summed.
         exact_masks: forbid what the game would refuse, see above; off, the masks are those of gym-microrts.
         reward_weights: of the six rewards.
-        fade: steps of the batch over which all weights but the first fall to 0; 0: they stay.
+        fade: steps of the batch, since it was made, over which all weights but the first fall to 0; 0: they stay.
         max_episode_steps: frames until truncation; with `frame_skip` and without `skip_idle` steps.
         render_mode: "rgb_array" or None; drawn here, the game's own pictures need a screen.
 
@@ -169,8 +169,8 @@ class MicroRTS(BatchedEnv):
         frame_skip: int = 0,
         skip_idle: bool = True,
         exact_masks: bool = True,
-        reward_weights: tuple[float, ...] = (10.0, 0.1, 0.1, 0.02, 0.1, 0.4),
-        fade: int = 0,
+        reward_weights: tuple[float, ...] = (10.0, 0.3, 0.3, 0.06, 0.3, 0.6),
+        fade: int = 10_000,
         max_episode_steps: int = 2000,
         render_mode: str | None = None,
     ):
@@ -419,6 +419,7 @@ class MicroRTSHarvest(MicroRTS):
             skip_idle=False,
             exact_masks=exact_masks,
             reward_weights=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+            fade=0,
             max_episode_steps=max_episode_steps,
             render_mode=render_mode,
         )
