@@ -435,10 +435,45 @@ def memory_page() -> dict[str, str]:
     return {"memory": memory(), "speed memory": speed("memory"), "speed gru": gru_speed()}
 
 
+def bots() -> dict[str, str]:
+    """That of docs/microrts.md: one agent against every bot."""
+    lines = ["| bot | won | drawn | lost |", "|-|-|-|-|"]
+    for bot, result in json.loads((ROOT / "docs/results/bots.json").read_text()).items():
+        counts = (round(result["games"] * result[key]) for key in ("success", "drawn", "lost"))
+        lines.append(f"| {bot} | {' | '.join(map(str, counts))} |")
+    return {"bots": "\n".join(lines)}
+
+
+def games() -> dict[str, str]:
+    """Those of docs/games.md: points against each opponent, the first mover's share on the way, and games per second."""
+    recorded = json.loads((ROOT / "docs/results/games.json").read_text())
+    opponents = ("random", "minimax 2", "minimax 4")
+    lines = [
+        f"| training | {' | '.join(opponents)} | first mover's points against itself, through the training | minutes |",
+        "|-" * 6 + "|",
+    ]
+    for name, runs in recorded.items():
+        ends = [spread([run["curve"][-1][key] for run in runs], True) for key in opponents]
+        curves = zip(*([row["first"] for row in run["curve"]] for run in runs), strict=True)
+        shares = ", ".join(f"{median(values):.2f}" for values in curves)
+        minutes = spread([run["minutes"] for run in runs], False)
+        lines.append(f"| {name} | {' | '.join(ends)} | {shares} | {minutes} |")
+    speed = json.loads((ROOT / "docs/results/games_speed.json").read_text())
+    rates = {name: median(one[name] for one in speed["rounds"]) for name in speed["rounds"][0]}
+    (peer, slow), (ours, fast) = rates.items()
+    text = (
+        f"Games of random legal play per CPU second on one core: {peer} {slow:,.0f}, {ours} {fast:,.0f}, "
+        f"{interval(speed['ratio'])} times as many ({len(speed['rounds'])} rounds in alternation)."
+    )
+    return {"games": "\n".join(lines), "games speed": text}
+
+
 DOCUMENTS = {
     "README.md": readme,
     "docs/speed.md": lambda: {"defaults": defaults()},
     "docs/memory.md": memory_page,
+    "docs/microrts.md": bots,
+    "docs/games.md": games,
 }
 
 

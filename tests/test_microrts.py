@@ -196,6 +196,22 @@ def test_frames_without_a_decision_are_skipped_and_what_they_pay_is_kept():
 
 
 @in_a_process
+def test_all_rewards_but_the_wins_fade():
+    paid = []
+    for fade in (0, 100):
+        kwargs = {"opponents": "passiveAI", "fade": fade, "reward_weights": (10, 1, 1, 1, 1, 1)}
+        envs, rng = make_vec(GRID, 2, kwargs, layout="grid"), np.random.default_rng(0)
+        infos, rewards = envs.reset()[1], []
+        for _ in range(130):
+            _, reward, terminations, _, infos = envs.step(random_orders(rng, infos))
+            rewards.append(reward)
+            assert not terminations.any()
+        paid.append(np.array(rewards))
+    assert (paid[0].sum(0) > 5).all() and paid[0][100:].any()
+    np.testing.assert_allclose(paid[1], paid[0] * (1 - np.arange(130) / 100).clip(0)[:, None])
+
+
+@in_a_process
 def test_time_limits_are_truncations_and_lost_games_terminations_with_their_final_observations():
     envs = make_vec(GRID, 2, {"opponents": "passiveAI", "max_episode_steps": 12, "skip_idle": False}, layout="grid")
     obs, infos = envs.reset()
