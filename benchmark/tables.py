@@ -445,7 +445,7 @@ def bots() -> dict[str, str]:
 
 
 def games() -> dict[str, str]:
-    """Those of docs/games.md: points against each opponent, the first mover's share on the way, and games per second."""
+    """Those of docs/games.md: points against each opponent, the first mover's on the way, and games per second."""
     recorded = json.loads((ROOT / "docs/results/games.json").read_text())
     opponents = ("random", "minimax 2", "minimax 4")
     lines = [
