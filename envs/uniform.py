@@ -1,6 +1,7 @@
 """`UniformVectorEnv`: what the scripts step."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -121,8 +122,7 @@ class UniformVectorEnv(VectorWrapper):
         self.previous = np.zeros((env.num_envs, self.nvec.sum() + 1), np.float32) if prev_inputs else None
         self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self.discounted = np.zeros(env.num_envs)  # rewards of each running episode
-        self.returns: list[float] = []
-        self.lengths: list[int] = []
+        self.ended: defaultdict[str, list[float]] = defaultdict(list)  # figures of the episodes that ended
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments; from one seed each of a guest's gets its own, which no other seed's share."""
@@ -212,8 +212,6 @@ class UniformVectorEnv(VectorWrapper):
     def _finished(self, given: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
         """What the infos say of the episodes that ended."""
         episode = {"r": self.episode_returns.copy(), "l": self.episode_lengths.copy()}
-        self.returns.extend(self.episode_returns[ended])
-        self.lengths.extend(self.episode_lengths[ended])
         self.episode_returns[ended], self.episode_lengths[ended] = 0.0, 0
         final_obs, rows = given["final_obs"], np.flatnonzero(ended)
         if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # Gymnasium's: one object a row, or None
@@ -221,6 +219,9 @@ class UniformVectorEnv(VectorWrapper):
             filled = [final_obs[i if ended[i] else rows[0]] for i in range(self.num_envs)]
             final_obs = gym.vector.utils.concatenate(self.raw_space, filled, batch)
         final_info = {key: given["final_info"][key] for key in KNOWN if key in given["final_info"]}
+        figures = {"episodic_return": episode["r"], "episodic_length": episode["l"]}
+        for name, values in (figures | {key: final_info[key] for key in ("success",) if key in final_info}).items():
+            self.ended[name].extend(values[ended])
         final_info["action_mask"] = self._final_mask(given["final_info"])
         return {
             "episode": episode,

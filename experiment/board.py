@@ -51,11 +51,11 @@ class Board:
         self.bar = tqdm(total=last_step, initial=step, unit="step", unit_scale=True)
         self.blind = 0  # logs in a row in which the value explained nothing
 
-    def log(self, scalars: dict[str, Any], returns: list[float], lengths: list[int], step: int) -> None:
-        """Write scalars by tag, with the speed so far, and the mean return and length of episodes if there are any."""
+    def log(self, scalars: dict[str, Any], ended: dict[str, list[float]], step: int) -> None:
+        """Write scalars by tag, with the speed so far, and the means of what is known of episodes that ended."""
         scalars["charts/SPS"] = int((step - self.bar.initial) / self.bar.format_dict["elapsed"])
-        if returns:
-            scalars |= {"charts/episodic_return": np.mean(returns), "charts/episodic_length": np.mean(lengths)}
+        scalars |= {f"charts/{name}": np.mean(values) for name, values in ended.items()}
+        if returns := ended.get("episodic_return"):
             self.bar.set_postfix_str(f"return {np.mean(returns):.2f}", refresh=False)
             lost = abs(np.mean(returns)) > LARGE and scalars.get("losses/explained_variance", 1) < 0.05
             self.blind = self.blind + 1 if lost else 0

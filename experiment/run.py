@@ -170,8 +170,8 @@ class Run:
     def log(self, scalars: dict[str, Any]) -> None:
         """Write scalars by tag; return and length of the episodes that ended, and the speed, are added."""
         if self.board:
-            self.board.log(scalars, self.envs.returns, self.envs.lengths, self.global_step)
-        self.envs.returns.clear(), self.envs.lengths.clear()  # on every rank, or they would grow for ever
+            self.board.log(scalars, self.envs.ended, self.global_step)
+        self.envs.ended.clear()  # on every rank, or they would grow for ever
 
     def finish(self, play: Play, look: Look | None = None, **others: Play) -> dict[str, float]:
         """Save, evaluate as trained and with the mask removed, write scores and pictures; returns the scores.

@@ -341,7 +341,7 @@ def test_flags_have_help_and_range_where_a_script_changes_the_default(script, ca
 def test_ranks_that_do_not_log_forget_episodes_as_well(tmp_path):
     """Both ranks' lists of ended episodes are empty at the end, when the last iteration was logged."""
     code = "import importlib, sys; from experiment import Run; finish = Run.finish\n"
-    code += "Run.finish = lambda run, *play: (print('LEFT', len(run.envs.returns)), finish(run, *play))[1]\n"
+    code += "Run.finish = lambda run, *play: (print('LEFT', len(run.envs.ended)), finish(run, *play))[1]\n"
     code += "script = importlib.import_module(sys.argv[1]); script.main(script.parse(script.Args, sys.argv[2:]))"
     path = tmp_path / "watched.py"
     path.write_text(code)

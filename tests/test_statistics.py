@@ -57,7 +57,7 @@ def test_observations_and_rewards_are_scaled_by_what_was_seen_so_far():
     assert seen.dtype == np.float32
     assert abs(finals).max() <= 10 and finals.std() > 0.5  # by the same scale, and not counted
     assert envs.statistics.obs.count == 4 * 24
-    assert np.mean(envs.returns) == pytest.approx(10_000, rel=1e-3)  # of the rewards as they are
+    assert np.mean(envs.ended["episodic_return"]) == pytest.approx(10_000, rel=1e-3)  # of the rewards as they are
 
 
 def test_in_evaluation_they_are_frozen():
