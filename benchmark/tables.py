@@ -73,7 +73,7 @@ def files() -> str:
             "one for each agent on a map",
             "cells (B, H, W) and their actions (B, A, H, W)",
             "`CategoricalMap`",
-            score("ppo_gridwise", "MicroRTS 8x8, lightRushAI", " of games won"),
+            score("ppo_gridwise", "MicroRTS 8x8, workerRushAI", " of games won"),
             times("throughput_microrts", "ours", "MicroRTS-Py's GridNet"),
         ),
         "ppo_recurrent_mask": (
