@@ -56,8 +56,6 @@ RUNS = {
         "Harvest 16x16": "--env-id Masked/Harvest-v0 --env-kwargs height 16 width 16",
         "MicroRTS 8x8, workerRushAI": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 400000",
         "MicroRTS 8x8, lightRushAI": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 1000000",
-        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} 2000 opponents lightRushAI map_path "
-        "maps/16x16/basesWorkers16x16.xml --total-timesteps 600000",
     },
     "ppo_recurrent_mask": {
         "Vault": "--total-timesteps 1000000",
