@@ -31,14 +31,11 @@ RUNS = {
         "Maze": "--env-id Masked/Maze-v0 --total-timesteps 3000000 --compile",
         "BinPlacement": "--env-id Masked/BinPlacement-v0 --total-timesteps 3000000 --compile",
         "Taxi": "--env-id Taxi-v4 --num-envs 16 --total-timesteps 1000000 --compile",
-        "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --total-timesteps 1000000 --compile",
     },
     "dqn_action_mask": {
         "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 300000",
         "Maze": "--env-id Masked/Maze-v0 --total-timesteps 3000000 --compile",
         "Taxi": "--env-id Taxi-v4 --num-envs 16 --train-frequency 16 --total-timesteps 500000 --compile",
-        "ConnectFour": "--env-id Masked/ConnectFour-v0 --num-envs 16 --train-frequency 16 --total-timesteps 500000 "
-        "--compile",
     },
     "ppo_attention_mask": {
         "PandaForest": "--env-id Masked/PandaForest-v0 --compile",
