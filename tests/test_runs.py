@@ -467,8 +467,12 @@ def test_an_interrupted_evaluation_ends_with_a_sentence(monkeypatch, tmp_path, c
         return {"episodic_return": 4.0}
 
     monkeypatch.setattr("experiment.evaluation.evaluate", interrupted)
-    with pytest.raises(SystemExit) as end:
-        main(PPO, *FLAGS, "--eval-episodes", "2")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a shell's background it would be ignored
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(PPO, *FLAGS, "--eval-episodes", "2")
+    finally:
+        signal.signal(signal.SIGINT, before)
     out, err = capsys.readouterr()
     assert end.value.code == 128 + signal.SIGINT and "Stopped by SIGINT after the training" in err
     assert "Evaluation: episodic_return 4.000" in out and checkpoint()["iteration"] == 2
