@@ -341,7 +341,8 @@ def test_flags_have_help_and_range_where_a_script_changes_the_default(script, ca
 def test_ranks_that_do_not_log_forget_episodes_as_well(tmp_path):
     """Both ranks' lists of ended episodes are empty at the end, when the last iteration was logged."""
     code = "import importlib, sys; from experiment import Run; finish = Run.finish\n"
-    code += "Run.finish = lambda run, *play: (sys.stdout.write(f'LEFT {len(run.envs.ended)}\\n'), finish(run, *play))[1]\n"
+    code += "left = lambda run: sys.stdout.write(f'LEFT {len(run.envs.ended)}\\n')\n"  # one write, for two ranks do
+    code += "Run.finish = lambda run, *play: (left(run), finish(run, *play))[1]\n"
     code += "script = importlib.import_module(sys.argv[1]); script.main(script.parse(script.Args, sys.argv[2:]))"
     path = tmp_path / "watched.py"
     path.write_text(code)
