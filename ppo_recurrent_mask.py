@@ -67,7 +67,7 @@ class Args(Flags):
     hidden_dim: Count = 64
     """width of the encoder and of the GRU's state"""
     prev_inputs: bool = False
-    """the last action and reward are inputs too, as RL^2 needs them (Duan et al. 2016, https://arxiv.org/abs/1611.02779)"""
+    """the last action and reward are inputs too, as RL^2 needs them (Duan et al. 2016, arXiv 1611.02779)"""
 
     def check(self, world_size: int) -> int:
         """Refuse what does not fit together; returns the environment steps of a rollout."""

@@ -302,7 +302,8 @@ def test_gymnasiums_checker_passes_and_a_single_environment_plays():
 def test_rendering_shows_full_columns():
     env = ConnectFour(2, opponent="self", render_mode="ansi")
     env.reset(seed=0)
-    assert "↓ ↓ ↓ ↓ ↓ ↓ ↓" in env.render()[0] and "Your move" in env.render()[0] and "You wait" in env.render()[1]
+    mover, other = env.render()
+    assert "↓ ↓ ↓ ↓ ↓ ↓ ↓" in mover and "Your move" in mover and "You wait" in other
     for turn in range(6):
         env.step([3, PASS] if turn % 2 == 0 else [PASS, 3])
     assert "↓ ↓ ↓ × ↓ ↓ ↓" in env.render()[0] and env.render()[0].count("●") == 3 + 1

@@ -289,7 +289,8 @@ class ConnectFour(BatchedEnv):
     def _render_ansi(self, row: int) -> str:
         board, order = self._board(row), ("first", "second")[self.seat[row]]
         signs = ["×" if board[column] else "↓" for column in range(COLUMNS)]
-        rows = ["│ " + " ".join("·●○"[disc] for disc in discs) + " │" for discs in board.reshape(ROWS, COLUMNS)]
+        drawn = [["·●○"[disc] for disc in discs] for discs in board.reshape(ROWS, COLUMNS)]
+        rows = [f"│ {' '.join(discs)} │" for discs in drawn]
         head = [f"{self._headline(row)} (● you, {order}; ○ opponent)", "  " + " ".join(signs), *rows]
         return "\n".join([*head, "└" + "─" * (2 * COLUMNS + 1) + "┘", "  " + " ".join(map(str, range(COLUMNS)))])
 
