@@ -544,7 +544,7 @@ def main(args: Args) -> dict[str, float]:
         policy, _ = agent(run.tensor(obs), agents, legal)
         return policy.sample().cpu().numpy()
 
-    return run.finish(play)  # save, evaluate with the mask and without, write scores and pictures
+    return run.finish(play, how="sampled")  # save, evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, Literal
@@ -83,8 +83,15 @@ def make_vec(
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}: {what}") from error
+        takes = inspect.signature(_creator(spec.vector_entry_point or spec.entry_point)).parameters
+        names = ", ".join(name for name in takes if name not in ("self", "num_envs", "render_mode")) or "nothing"
+        asked = f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}"
+        raise ValueError(f"{asked}: {what}. It takes {names}.") from error
     return UniformVectorEnv(env, require_mask, layout, presence_column, prev_inputs, dependent, statistics, learns)
+
+
+def _creator(entry_point: str | Callable) -> Callable:
+    return entry_point if callable(entry_point) else load_env_creator(entry_point)
 
 
 def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str) -> Guest:
@@ -95,8 +102,7 @@ def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: b
         if index == 0:
             gym.logger.warn(f"reset() of {env_id} takes no seed, so a run of it cannot be repeated.")
         env.close()
-        spec, entry = copy(env.spec), env.spec.entry_point
-        make = entry if callable(entry) else load_env_creator(entry)
+        spec, make = copy(env.spec), _creator(env.spec.entry_point)
         spec.entry_point = lambda **kwargs: Seedless(make(**kwargs))  # inside of Gymnasium's wrappers, which pass one
         env = gym.make(spec)
     return Guest(env, index, require_mask, layout)

@@ -19,7 +19,6 @@ LARGE, PATIENCE = 100, 50  # returns that a value takes long to reach; logs, a f
 LAYOUT = {  # the tab Custom Scalars: title of each chart, and regular expressions of the tags in it
     "Runs compared": {
         "return while training": ["Multiline", ["charts/episodic_return$"]],
-        "return in evaluation: as trained, mask removed": ["Multiline", ["eval/episodic_return(_no_mask)?$"]],
         "share of illegal actions": ["Multiline", ["masks/illegal_rate$"]],
         "approximate KL divergence (PPO), Q-values (DQN)": ["Multiline", ["losses/(approx_kl|q_values)$"]],
         "entropy (PPO), TD loss (DQN)": ["Multiline", ["losses/(entropy|td_loss)$"]],
@@ -66,24 +65,26 @@ class Board:
             self.writer.file_writer.add_summary(Summary(value=values), step)
 
     @attempt("TensorBoard's file lacks scores")
-    def show_scores(self, scores: dict[str, float], suffix: str, step: int) -> None:
-        """Print the scores of an evaluation, and write them as scalars, at once."""
-        print("Evaluation: " + ", ".join(f"{key}{suffix} {value:.3f}" for key, value in scores.items()), flush=True)
+    def show_scores(self, scores: dict[str, float], suffix: str, step: int, how: str) -> None:
+        """Print the scores of an evaluation and `how` they came about, and write them as scalars, at once."""
+        shown = ", ".join(f"{key} {value:.3f}" for key, value in scores.items())
+        print(f"Evaluation{suffix.replace('_', ' ')}: {shown} ({how})", flush=True)
         for key, value in scores.items():
             self.writer.add_scalar(f"eval/{key}{suffix}", value, step)
         self.writer.flush()
 
     @attempt("TensorBoard's file lacks scores beside flags")
     def compare(self, scores: dict[str, float]) -> None:
-        """Write all scores beside the flags, as HParams."""
-        flags = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.args.items()}
+        """Write all scores beside the flags, as HParams; first those that runs are compared by, for it shows five."""
+        flags = dict.fromkeys(("mask_mode", "learning_rate", "seed")) | self.args
+        flags = {k: v if type(v) in (int, float, str) else str(v) for k, v in flags.items()}
         for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
             self.writer.file_writer.add_summary(summary)  # add_hparams opens another file, all scores again at step 0
 
 
 def new_folder(args: Any) -> Path:
-    """Make the folder of a new run, whose name ends with the time in seconds: a later one if that is taken."""
-    name = f"{args.env_id.replace('/', '-')}__{args.exp_name}__{args.mask_mode}__{args.seed}".replace(":", "-")
+    """Make the folder of a new run: what runs differ in comes first, the time in seconds last, a later one if taken."""
+    name = f"{args.mask_mode}__{args.exp_name}__{args.seed}__{args.env_id.replace('/', '-')}".replace(":", "-")
     try:
         Path("runs").mkdir(exist_ok=True)
     except OSError as error:

@@ -52,21 +52,24 @@ def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], 
     """Load the checkpoint that a flag names, and the flags it was trained with.
 
     Args:
-        path: the file that `resume` or `eval_only` names.
+        path: the file that `resume` or `eval_only` names, or its folder.
         args: the dataclass of the command line's flags.
         script: the script that must have written it, without ".py".
 
     Returns:
         The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS, flags that it
-        does not know, and where they were given `total_timesteps` on resume, `env_kwargs` in evaluation.
+        does not know, and where they were given `total_timesteps` on resume, `env_kwargs` in evaluation; `resume` or
+        `eval_only` is the file.
 
     Raises:
         ValueError: no such file, not a whole one, one of another script or version, weights that are no numbers, or a
             flag that was given and contradicts the checkpoint's.
     """
-    given, previous = f"--{'resume' if args.resume else 'eval-only'} {path}", Path(path).parent / PREVIOUS
+    name = "resume" if args.resume else "eval_only"
+    path = str(Path(path) / "checkpoint.pt") if Path(path).is_dir() else path
+    given, previous = f"{flag(name)} {path}", Path(path).parent / PREVIOUS
     if not Path(path).is_file():
-        raise ValueError(f"{given}: there is no such file; expected the checkpoint.pt of a run under runs/.")
+        raise ValueError(f"{given}: there is no such file; expected a run's folder under runs/, or its checkpoint.pt.")
     content, other = memoryview(Path(path).read_bytes()), f" The one before is {previous}." if previous.exists() else ""
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
         raise ValueError(f"{given}: not a whole checkpoint of these scripts, for its checksum does not fit.{other}")
@@ -77,7 +80,7 @@ def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], 
         raise ValueError(f"{given}: written by another version of {script}.py; use that one, or train anew.")
     if not all(weights.isfinite().all() for weights in checkpoint.get("model", {}).values()):
         raise ValueError(f"{given}: the agent's weights hold NaN or inf.{other}")
-    flags, saved = asdict(args), checkpoint["args"]
+    flags, saved = asdict(args) | {name: path}, checkpoint["args"]
     for one in flags.keys() ^ saved.keys():
         counts = f"does not know {flag(one)}: {flags[one]} counts" if one in flags else f"knows {flag(one)}: ignored"
         say(f"{given} {counts}, for this {script}.py has other flags.")

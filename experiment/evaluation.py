@@ -10,12 +10,13 @@ from experiment.notes import attempt, say
 
 
 @torch.inference_mode()
-def score(run: Any, play: Play, others: dict[str, Play]) -> dict[str, float]:
+def score(run: Any, play: Play, how: str, others: dict[str, Play]) -> dict[str, float]:
     """The scores of a run's agent as trained, and in other ways; each of them is shown once it is known.
 
     Args:
         run: a `Run` at its end.
         play: acts; also with the mask removed, and with a stricter one if `--eval-mask-drop` says so.
+        how: it chooses among actions, to be said.
         others: act too, without a mask; their scores have these names at their end.
     """
 
@@ -27,7 +28,7 @@ def score(run: Any, play: Play, others: dict[str, Play]) -> dict[str, float]:
             count = round(scores["cut"] * episodes)
             say(f"{count} of {episodes} episodes were cut after --eval-max-steps {most}; their return so far counts.")
         if run.board:
-            run.board.show_scores(scores, suffix, run.global_step)
+            run.board.show_scores(scores, suffix, run.global_step, f"{episodes} episodes, {how}")
         else:
             say(f"Evaluation{suffix}: {scores}")
         return scores

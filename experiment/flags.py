@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 import torch
 import tyro
 
-from experiment.notes import say
+from experiment.notes import end_with_a_sentence, say
 
 
 class Range(NamedTuple):
@@ -21,9 +21,24 @@ class Range(NamedTuple):
     holds: Callable[[float], bool]
 
 
+def whole(text: str) -> int:
+    """A whole number as one writes it: 1000000, 1_000_000 or 1e6."""
+    if not float(text).is_integer():
+        raise ValueError(f"{text!r} is no whole number")
+    return int(float(text))
+
+
 def number(kind: type, words: str, holds: Callable[[float], bool]) -> Any:
     """The type of a flag of this kind and range, which stands in --help and is checked before anything is made."""
-    return Annotated[kind, Range(words, holds), tyro.conf.arg(metavar=f"{kind.__name__.upper()}, {words}")]
+    read = whole if kind is int else kind
+    spec = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{kind.__name__.upper()}, {words}",
+        instance_from_str=lambda texts: read(texts[0]),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+    return Annotated[kind, Range(words, holds), spec]
 
 
 Count = number(int, "at least 1", lambda x: x >= 1)
@@ -61,7 +76,7 @@ class Flags:
     checkpoint_every: Natural = 0
     """iterations between checkpoints during training; 0: none"""
     resume: str | None = None
-    """checkpoint.pt of a run to continue, with that run's flags and in its folder; --total-timesteps may prolong it"""
+    """run to continue, its folder or checkpoint.pt, with its flags and there; --total-timesteps may prolong it"""
     eval_episodes: Natural = 100
     """episodes played after training, as trained and again with the mask removed; 0: none"""
     eval_max_steps: Count = 5_000
@@ -69,7 +84,7 @@ class Flags:
     eval_mask_drop: Share = 0.0
     """evaluate with masks that are too strict as well: each legal choice is forbidden with this probability"""
     eval_only: str | None = None
-    """checkpoint.pt of an agent to evaluate without training"""
+    """run, its folder or checkpoint.pt, whose agent is evaluated without training"""
 
     # Environment
     env_id: str = "Masked/JobRouting-v0"
@@ -109,8 +124,12 @@ class Flags:
 
 
 def parse(kind: type[Flags], words: Sequence[str] | None = None) -> Any:
-    """The flags of the command line, or of these words in its place."""
-    words = sys.argv[1:] if words is None else words
+    """The flags of the command line, whose process then ends with a sentence if they are refused, or of `words`."""
+    if words is None:
+        words, sys.excepthook = sys.argv[1:], end_with_a_sentence
+    initials = {"--" + "".join(part[0] for part in x.name.split("_")): flag(x.name) for x in fields(kind)}
+    for word in initials.keys() & set(words):
+        say(f"{word}: did you mean {initials[word]}?")
     args = tyro.cli(kind, args=words)
     names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
     args.given = {field.name for field in fields(args) if {field.name, f"no_{field.name}"} & names}
@@ -148,7 +167,7 @@ def check_flags(args: Any, world_size: int) -> int:
     steps = args.check(world_size)
     if args.total_timesteps < steps:
         raise ValueError(f"--total-timesteps {args.total_timesteps} is less than one rollout of {steps} steps.")
-    if (left_over := args.total_timesteps % steps) and not args.eval_only:
+    if (left_over := args.total_timesteps % steps) and "total_timesteps" in args.given and not args.eval_only:
         say(f"--total-timesteps {args.total_timesteps}: {steps} are played at a time, so {left_over} are left over.")
     return steps
 

@@ -42,15 +42,16 @@ class Run:
     """
 
     def __init__(self, args: Any, file: str):
-        self.script, self.checkpoint, self.board, self.kept = Path(file).stem, None, None, args.resume
+        self.script, self.checkpoint, self.board = Path(file).stem, None, None
         self.unsaved = False  # whether the last checkpoint could not be written
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if "" in (args.resume, args.eval_only) or (args.resume and args.eval_only):
             found = f"--resume {args.resume!r} --eval-only {args.eval_only!r}"
             raise ValueError(f"{found}: expected one of them, and a path; '' comes from an unset variable.")
-        if path := args.eval_only or args.resume:
-            self.checkpoint, args = load_checkpoint(path, args, self.script)
-        self.args, self.path, self.iteration, self.global_step = args, path, 0, 0
+        if args.eval_only or args.resume:
+            self.checkpoint, args = load_checkpoint(args.eval_only or args.resume, args, self.script)
+        self.args, self.path, self.kept = args, args.eval_only or args.resume, args.resume
+        self.iteration = self.global_step = 0
         args.exp_name = self.script if args.exp_name is None else args.exp_name
         self.steps = check_flags(args, self.world_size)  # of all environments in an iteration
         self.num_iterations = args.total_timesteps // self.steps
@@ -173,12 +174,13 @@ class Run:
             self.board.log(scalars, self.envs.ended, self.global_step)
         self.envs.ended.clear()  # on every rank, or they would grow for ever
 
-    def finish(self, play: Play, look: Look | None = None, **others: Play) -> dict[str, float]:
+    def finish(self, play: Play, look: Look | None = None, how: str = "greedy", **others: Play) -> dict[str, float]:
         """Save, evaluate as trained and with the mask removed, write scores and pictures; returns the scores.
 
         Args:
             play: acts for observations and masks.
             look: what the agent attends to, for a picture.
+            how: it chooses among actions, to be said.
             others: further ways to act without a mask, evaluated under their names.
 
         Raises:
@@ -192,7 +194,7 @@ class Run:
                 then = f"Continue with --resume {self.kept}" if self.kept else "Nothing was kept."
                 say(f"Stopped by {self.stopped_by.name}. {then}")
             elif self.rank == 0:
-                scores = score(self, play, others) if self.args.eval_episodes else {}
+                scores = score(self, play, how, others) if self.args.eval_episodes else {}
                 if self.board and (self.args.eval_episodes or self.args.capture_video):
                     write_pictures(self, play, look)
             with closing(self.envs):

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from script import ROOT, checkpoint, run_folder, tensorboard
+from script import ROOT, checkpoint, run, run_folder, tensorboard
 from test_scripts import SMALL, main
 
 import ppo_action_mask as ppo
@@ -140,6 +140,45 @@ def test_which_flags_were_given_is_known_and_not_guessed(script):
             assert parse(kind, [word for name in names for word in forms[name][form]]).given == set(names)
 
 
+def test_counts_are_written_as_one_likes(capsys):
+    kind = importlib.import_module("ppo_action_mask").Args
+    for text in ("1000000", "1_000_000", "1e6", "1E+06"):
+        assert parse(kind, ["--total-timesteps", text]).total_timesteps == 1_000_000
+    for text in ("1.5", "nan", "inf", "many"):
+        with pytest.raises(SystemExit):
+            parse(kind, ["--total-timesteps", text])
+        assert text in capsys.readouterr().err
+
+
+def test_a_flag_by_its_initials_is_guessed(capsys):
+    with pytest.raises(SystemExit):
+        parse(importlib.import_module("ppo_action_mask").Args, ["--lr", "1e-3"])
+    assert "--lr: did you mean --learning-rate?" in capsys.readouterr().err
+
+
+BROKEN = """
+import gymnasium
+
+class Broken(gymnasium.Env):
+    def __init__(self):
+        raise KeyError("the user's own")
+
+gymnasium.register("Broken-v0", Broken)
+"""
+
+
+def test_a_refusal_is_one_sentence_and_a_fault_of_the_users_keeps_its_traceback(tmp_path):
+    done = run(tmp_path, "ppo_action_mask", "--env-kwargs", "colour", "1")
+    assert done.stderr.startswith("ppo_action_mask.py: Masked/JobRouting-v0 cannot be made with --env-kwargs")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "It takes num_machines, num_up" in done.stderr
+    done = run(tmp_path, "ppo_action_mask", "--env-id", "nowhere:Broken-v0")
+    assert done.returncode == 1 and done.stderr.startswith("ppo_action_mask.py: --env-id nowhere:Broken-v0: No module")
+    (tmp_path / "mine.py").write_text(BROKEN)
+    done = run(tmp_path, "ppo_action_mask", "--env-id", "mine:Broken-v0")
+    assert done.returncode == 1 and "mine.py" in done.stderr and 'raise KeyError("the user' in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("ValueError: mine:Broken-v0 cannot be made with")
+
+
 COUNTS = (
     *("eval_max_steps", "num_envs", "total_timesteps", "num_threads", "num_steps", "minibatch_size", "update_epochs"),
     *("hidden_dim", "buffer_size", "target_network_frequency", "batch_size", "train_frequency", "dim", "heads"),
@@ -173,7 +212,7 @@ def test_every_numeric_flag_has_its_range(script, tmp_path):
     (("--exp-name", ""), "--exp-name ''"),
     (("--exp-name", "a/b"), "--exp-name 'a/b'"),
     (("--exp-name", "x" * 101), "--exp-name 'x.*of 100 bytes at most"),
-    (("--eval-only", "."), "--eval-only .: there is no such file"),
+    (("--eval-only", "."), "--eval-only checkpoint.pt: there is no such file; expected a run's folder"),
     (("--exp-name", "/../../up"), "--exp-name '/../../up'"),
     (("--resume", ""), "--resume '' .*unset variable"),
     (("--eval-only", ""), "--eval-only '': .*unset variable"),
@@ -342,7 +381,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own():
     args = SimpleNamespace(env_id="Masked/Maze-v0", exp_name="x", mask_mode="mask", seed=1)
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: new_folder(args), range(32)))
-    assert len(set(folders)) == 32 and all(folder.name.startswith("Masked-Maze-v0__x__mask__1__") for folder in folders)
+    assert len(set(folders)) == 32 and all(folder.name.startswith("mask__x__1__Masked-Maze-v0__") for folder in folders)
 
 
 @pytest.mark.parametrize("block", [Path.touch, lambda runs: runs.symlink_to("a disk that is not there")])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from script import assert_same, checkpoint, run, run_folder, start, tensorboard
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from envs.worlds.drawing import action_map
 from experiment.checkpoint import save_checkpoint
@@ -71,7 +72,10 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     flags = ("--env-id", WORLDS[script][0], "--total-timesteps", "2048", "--capture-video", "--eval-episodes", "8")
     done = run(tmp_path, script, *SMALL[script], *flags)
     assert done.returncode == 0, done.stderr
-    assert "Evaluation: episodic_return" in done.stdout
+    how = "sampled" if script == "ppo_gridwise" else "greedy"
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Evaluation")]
+    for line, ends in zip(lines, ("", " no mask"), strict=True):
+        assert re.match(rf"Evaluation{ends}: episodic_return -?[\d.]+, .*\(8 episodes, {how}\)$", line)
     events = tensorboard(tmp_path)
     tags = TAGS | {f"losses/{name}" for name in LOSSES[script]}
     assert set(events.Tags()["scalars"]) >= tags
@@ -79,6 +83,11 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     assert events.Scalars("masks/illegal_rate")[-1].value == 0.0
     assert 0.3 < events.Scalars("masks/legal_fraction")[-1].value < 1.0
     assert {"_hparams_/session_start_info"} <= set(events.summary_metadata)
+    plugin = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    columns = HParamsPluginData.FromString(plugin).experiment.hparam_infos  # TensorBoard shows the first five
+    assert [column.name for column in columns[:3]] == ["mask_mode", "learning_rate", "seed"]
+    started = HParamsPluginData.FromString(events.summary_metadata["_hparams_/session_start_info"].plugin_data.content)
+    assert started.session_start_info.hparams["anneal_lr"].string_value in ("True", "False")
     assert [event.step for event in events.Scalars("eval/episodic_return")] == [2048]  # one event, at the last step
     assert "hyperparameters/text_summary" in events.Tags()["tensors"] and set(events.Tags()["images"]) == IMAGES[script]
     assert (run_folder(tmp_path) / "agent.gif").read_bytes()[:3] == b"GIF"
@@ -90,7 +99,6 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     losses = ("q_values", "td_loss") if script == "dqn_action_mask" else ("approx_kl", "entropy")
     assert shown == [
         ["charts/episodic_return"],
-        ["eval/episodic_return", "eval/episodic_return_no_mask"],
         ["masks/illegal_rate"],
         *([f"losses/{name}"] for name in losses),
         ["charts/episodic_length"],
@@ -128,7 +136,7 @@ def test_killed_and_resumed_equals_never_stopped(tmp_path, case):
     process.communicate()
     path = next(killed.glob("runs/*/checkpoint.pt"))
     assert 0 < checkpoint(killed)["iteration"] < 200
-    done = run(killed, script, "--resume", str(path))
+    done = run(killed, script, "--resume", str(path.parent))  # the folder will do
     assert done.returncode == 0, done.stderr
     a, b = checkpoint(whole), checkpoint(killed)
     assert a["iteration"] == 200 and "envs" in a["ranks"][0]
@@ -189,7 +197,7 @@ def trained(runs, script):
 
 
 def test_eval_only_prints_scores_with_and_without_the_mask(script, tmp_path, trained):
-    done = run(tmp_path, script, "--eval-only", str(trained), "--eval-episodes", "6")
+    done = run(tmp_path, script, "--eval-only", str(trained.parent), "--eval-episodes", "6")
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)
     assert scores["as_trained"]["illegal_rate"] == 0 < scores["no_mask"]["illegal_rate"]
