@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from math import floor, inf
+from pathlib import Path
 from statistics import mean, median
 
 from defaults import TASKS
@@ -401,10 +402,61 @@ def defaults() -> str:
     return "\n".join([*lines, f"\nMedian [smallest, largest] over seeds; {torch}."])
 
 
-def readme() -> dict[str, str]:
-    """The README's tables by the names of their markers."""
-    tables = {
+def bots() -> str:
+    """One MicroRTS agent against every bot."""
+    lines = ["| bot | won | drawn | lost |", "|-|-|-|-|"]
+    for bot, result in json.loads((ROOT / "docs/results/bots.json").read_text()).items():
+        counts = (round(result["games"] * result[key]) for key in ("success", "drawn", "lost"))
+        lines.append(f"| {bot} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
+
+
+def games() -> str:
+    """Points against each opponent, and the first mover's on the way."""
+    recorded = json.loads((ROOT / "docs/results/games.json").read_text())
+    opponents = ("random", "minimax 2", "minimax 4")
+    lines = [
+        f"| training | {' | '.join(opponents)} | first mover's points against itself, through the training | minutes |",
+        "|-" * 6 + "|",
+    ]
+    for name, runs in recorded.items():
+        ends = [spread([run["curve"][-1][key] for run in runs], True) for key in opponents]
+        curves = zip(*([row["first"] for row in run["curve"]] for run in runs), strict=True)
+        shares = ", ".join(f"{median(values):.2f}" for values in curves)
+        minutes = spread([run["minutes"] for run in runs], False)
+        lines.append(f"| {name} | {' | '.join(ends)} | {shares} | {minutes} |")
+    return "\n".join(lines)
+
+
+def games_speed() -> str:
+    """Games per second of our Connect Four and of PettingZoo's."""
+    speed = json.loads((ROOT / "docs/results/games_speed.json").read_text())
+    rates = {name: median(one[name] for one in speed["rounds"]) for name in speed["rounds"][0]}
+    (peer, slow), (ours, fast) = rates.items()
+    return (
+        f"Games of random legal play per CPU second on one core: {peer} {slow:,.0f}, {ours} {fast:,.0f}, "
+        f"{interval(speed['ratio'])} times as many ({len(speed['rounds'])} rounds in alternation)."
+    )
+
+
+def headline() -> str:
+    """Speed and time to a score of PPO against MaskablePPO, in a sentence."""
+    recorded = json.loads((ROOT / "docs/results/throughput_ppo.json").read_text())
+    peer, arm = next(iter(recorded["steps_per_second"])), "ours, 64 batched envs"
+    times = [floor(recorded["ratios"][name]["median_ratio"] * 10) / 10 for name in (arm, f"{arm}, compiled")]
+    seconds = [reached(recorded, name).split(" [")[0] for name in (peer, arm, f"{arm}, compiled")]
+    return (
+        f"PPO with 64 environments makes {times[0]} times the steps per second of sb3-contrib's MaskablePPO, compiled "
+        f"{times[1]} times, and reaches\nthe same score on JobRouting in {seconds[1]} s, {seconds[2]} s with compilation "
+        f"from the cache, instead of {seconds[0]} s; a whole training in JAX is still faster\n([docs/speed.md](docs/speed.md))."
+    )
+
+
+def tables() -> dict[str, str]:
+    """All tables by the names of their markers."""
+    found = {
         "files": files(),
+        "headline": headline(),
         "results ppo": results("ppo_action_mask"),
         "results dqn": results("dqn_action_mask"),
         "results attention": results("ppo_attention_mask"),
@@ -420,73 +472,31 @@ def readme() -> dict[str, str]:
         "speed breakdown": breakdown(),
         "speed grid": grid_speed(),
         "speed growth": growth(),
+        "speed memory": speed("memory"),
+        "speed gru": gru_speed(),
+        "memory": memory(),
+        "defaults": defaults(),
+        "bots": bots(),
+        "games": games(),
+        "games speed": games_speed(),
     }
     studies = {"arms": arms, "arms_shown": arms, "hidden": hidden, "ratio": ratio, "microrts": microrts}
     studies |= {"fields": fields, "predicted": predicted, "predicted_worlds": predicted}
-    for name, table in studies.items():
-        if (ROOT / f"docs/results/study_{name}.json").exists():
-            tables[f"results study-{name}"] = table(name)
-    return tables
+    return found | {f"results study-{name}": table(name) for name, table in studies.items()}
 
 
-def memory_page() -> dict[str, str]:
-    """Those of docs/memory.md."""
-    return {"memory": memory(), "speed memory": speed("memory"), "speed gru": gru_speed()}
-
-
-def bots() -> dict[str, str]:
-    """That of docs/microrts.md: one agent against every bot."""
-    lines = ["| bot | won | drawn | lost |", "|-|-|-|-|"]
-    for bot, result in json.loads((ROOT / "docs/results/bots.json").read_text()).items():
-        counts = (round(result["games"] * result[key]) for key in ("success", "drawn", "lost"))
-        lines.append(f"| {bot} | {' | '.join(map(str, counts))} |")
-    return {"bots": "\n".join(lines)}
-
-
-def games() -> dict[str, str]:
-    """Those of docs/games.md: points against each opponent, the first mover's on the way, and games per second."""
-    recorded = json.loads((ROOT / "docs/results/games.json").read_text())
-    opponents = ("random", "minimax 2", "minimax 4")
-    lines = [
-        f"| training | {' | '.join(opponents)} | first mover's points against itself, through the training | minutes |",
-        "|-" * 6 + "|",
-    ]
-    for name, runs in recorded.items():
-        ends = [spread([run["curve"][-1][key] for run in runs], True) for key in opponents]
-        curves = zip(*([row["first"] for row in run["curve"]] for run in runs), strict=True)
-        shares = ", ".join(f"{median(values):.2f}" for values in curves)
-        minutes = spread([run["minutes"] for run in runs], False)
-        lines.append(f"| {name} | {' | '.join(ends)} | {shares} | {minutes} |")
-    speed = json.loads((ROOT / "docs/results/games_speed.json").read_text())
-    rates = {name: median(one[name] for one in speed["rounds"]) for name in speed["rounds"][0]}
-    (peer, slow), (ours, fast) = rates.items()
-    text = (
-        f"Games of random legal play per CPU second on one core: {peer} {slow:,.0f}, {ours} {fast:,.0f}, "
-        f"{interval(speed['ratio'])} times as many ({len(speed['rounds'])} rounds in alternation)."
-    )
-    return {"games": "\n".join(lines), "games speed": text}
-
-
-DOCUMENTS = {
-    "README.md": readme,
-    "docs/speed.md": lambda: {"defaults": defaults()},
-    "docs/memory.md": memory_page,
-    "docs/microrts.md": bots,
-    "docs/games.md": games,
-}
-
-
-def fill(document: str) -> str:
-    """The text of a document with fresh tables between its markers."""
-    text = (ROOT / document).read_text()
-    for name, table in DOCUMENTS[document]().items():
+def filled() -> dict[Path, str]:
+    """README and the pages of docs/ with fresh tables between their markers, of which each has one place."""
+    texts = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+    for name, table in tables().items():
         marked = re.compile(f"(<!-- {name} -->\\n).*?(\\n<!-- /{name} -->)", re.S)
-        text, found = marked.subn(lambda m, t=table: m[1] + t + m[2], text)
-        if found != 1:
-            raise ValueError(f"{document} has {found} places for the table {name!r}, expected 1.")
-    return text
+        places = [path for path, text in texts.items() for _ in marked.findall(text)]
+        if len(places) != 1:
+            raise ValueError(f"README.md and docs/ have {len(places)} places for the table {name!r}, expected 1.")
+        texts[places[0]] = marked.sub(lambda m, t=table: m[1] + t + m[2], texts[places[0]])
+    return texts
 
 
 if __name__ == "__main__":
-    for document in DOCUMENTS:
-        (ROOT / document).write_text(fill(document))
+    for path, text in filled().items():
+        path.write_text(text)

@@ -1,4 +1,4 @@
-"""Every command and code block of the README runs."""
+"""Every command and code block of the README and of docs/ runs; docs/agents.md has tests of its own."""
 
 import ast
 import importlib
@@ -8,11 +8,12 @@ import shlex
 import pytest
 from script import ROOT, run, run_folder
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.S)
-LINES = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+TEXTS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = [(name, *block) for name, text in TEXTS.items() for block in re.findall(r"```(\w+)\n(.*?)```", text, re.S)]
+LINES = [line for _, language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 SCRIPT = r"(ppo_action_mask|dqn_action_mask|ppo_attention_mask|ppo_gridwise|ppo_recurrent_mask)\.py"
-COMMANDS = [line for line in LINES if re.match(rf"(python|torchrun .*) {SCRIPT}", line)]
+COMMANDS = list(dict.fromkeys(line for line in LINES if re.match(rf"(python|torchrun .*) {SCRIPT}", line)))
+PYTHON = [(name, block) for name, language, block in BLOCKS if language == "python" and name != "agents.md"]
 
 
 def test_ci_runs_exactly_the_readmes_test_command():
@@ -42,19 +43,20 @@ def test_commands(folder, tmp_path, command):
     ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
     script = re.search(SCRIPT, command)[1]
     flags = words[words.index(f"{script}.py") + 1 :]
-    if "runs/NAME/checkpoint.pt" in flags:
-        flags[flags.index("runs/NAME/checkpoint.pt")] = str(run_folder(folder) / "checkpoint.pt")
-        flags += ["--eval-episodes", "4"]
+    if "runs/NAME" in command:
+        flags = [flag.replace("runs/NAME", str(run_folder(folder))) for flag in flags] + ["--eval-episodes", "4"]
     else:
         flags += ["--total-timesteps", "2048", "--eval-episodes", "4"]
     done = run(tmp_path, script, *flags, ranks=ranks)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
-def test_python_blocks(block, capsys):
-    """They run, and print what their comments say."""
-    exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize("name, block", PYTHON)
+def test_python_blocks(name, block, capsys):
+    """They run, where the packages of others that they use are installed, and print what their comments say."""
+    for package in re.findall(r"^(?:import|from) (\w+)", block, re.M):
+        pytest.importorskip(package)
+    exec(compile(block, name, "exec"), {})
     printed = re.sub(r"\s+", " ", capsys.readouterr().out.replace("tensor", ""))
     for said in re.findall(r"print\(.*?\)  # (\[[^:\n]*\])", block):
         expected = [float(x) for x in re.findall(r"\d+\.?\d*", said)]
@@ -66,16 +68,27 @@ def test_python_blocks(block, capsys):
 
 
 def test_pitfalls_name_tests_that_exist():
-    named = set(re.findall(r"`(test_\w+)`", README))
+    named = set(re.findall(r"`(test_\w+)`", "".join(TEXTS.values())))
     defined = set()
     for path in (ROOT / "tests").glob("test_*.py"):
         defined |= {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
     assert named and named <= defined
 
 
+def test_links_lead_somewhere():
+    for name, text in TEXTS.items():
+        folder = ROOT / ("" if name == "README.md" else "docs")
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            assert (folder / target).exists(), (name, target)
+
+
+def test_the_readme_is_read_in_one_go():
+    assert len(TEXTS["README.md"].splitlines()) <= 220
+
+
 def test_tables_are_those_of_the_recorded_runs(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmark")
     tables = importlib.import_module("tables")
     assert "MaskablePPO" in tables.speed("ppo") and "Maze" in tables.results("dqn_action_mask")
-    for document in tables.DOCUMENTS:
-        assert tables.fill(document) == (ROOT / document).read_text()
+    for path, text in tables.filled().items():
+        assert text == path.read_text(), path.name
