@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 dqn_action_mask.py                               # data-parallel, one rank a core or GPU
     tensorboard --logdir runs
 
-Scores, minutes and spread over seeds of every environment are in the README.
+Scores, minutes and spread over seeds of every environment are in docs/results.md.
 
 References: Mnih et al. 2015, Human-level control through deep RL, https://doi.org/10.1038/nature14236
             van Hasselt et al. 2016, Deep RL with double Q-learning, https://arxiv.org/abs/1509.06461

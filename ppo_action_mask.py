@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 ppo_action_mask.py                               # data-parallel, one rank a core or GPU
     tensorboard --logdir runs
 
-Scores, minutes and spread over seeds of every environment are in the README.
+Scores, minutes and spread over seeds of every environment are in docs/results.md.
 
 References: Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347
             Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171

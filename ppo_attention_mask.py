@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 ppo_attention_mask.py                      # data-parallel, one rank a core or GPU
     tensorboard --logdir runs
 
-Scores, minutes and spread over seeds of every environment are in the README.
+Scores, minutes and spread over seeds of every environment are in docs/results.md.
 
 References: Vaswani et al. 2017, Attention is all you need, https://arxiv.org/abs/1706.03762
             Vinyals et al. 2015, Pointer networks, https://arxiv.org/abs/1506.03134

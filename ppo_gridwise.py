@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 ppo_gridwise.py                       # data-parallel, one rank a core or GPU
     tensorboard --logdir runs
 
-Scores, minutes and spread over seeds of every environment are in the README.
+Scores, minutes and spread over seeds of every environment are in docs/results.md.
 
 References: Han et al. 2019, Grid-wise control for multi-agent RL, http://proceedings.mlr.press/v97/han19a
             Huang et al. 2021, Gym-microRTS, https://arxiv.org/abs/2105.13807

@@ -5,7 +5,7 @@
     python ppo_recurrent_mask.py --prev-inputs                                   # sees its last action and reward
     tensorboard --logdir runs
 
-Scores, minutes and spread over seeds of every environment are in the README.
+Scores, minutes and spread over seeds of every environment are in docs/results.md.
 
 References: Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347
             Cho et al. 2014, Learning phrase representations using RNN encoder-decoder (the GRU),

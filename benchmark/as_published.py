@@ -42,3 +42,15 @@ def cnn(obs_dim: int, hidden_dim: int, out_dim: int, std: float) -> nn.Sequentia
 def prepare() -> None:
     """Let ppo_action_mask train so from now on, in this process."""
     seam.replace(ppo_action_mask, cnn)
+
+
+def each_field() -> None:
+    """The same, with the ratio of each field clipped by itself, as in their code."""
+    prepare()
+    seam.clip_each_field(ppo_action_mask)
+
+
+def certain() -> None:
+    """The same, with the entropy added to the loss, as in their code, where others subtract it."""
+    prepare()
+    seam.add_entropy_to_loss(ppo_action_mask)

@@ -1,4 +1,4 @@
-"""Draw the README's figures: curves from the recorded runs in docs/results/, and pictures of the masks.
+"""Draw the figures of README and docs: curves from the recorded runs in docs/results/, and pictures of the masks.
 
     python benchmark/figures.py --forest runs/A/checkpoint.pt runs/B/checkpoint.pt --harvest runs/C/checkpoint.pt
 

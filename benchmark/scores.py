@@ -1,4 +1,4 @@
-"""The README's scores: train on every environment with the README's flags, over seeds, and record score and minutes.
+"""The scores of docs/results.md: train on every environment with the flags below, over seeds, and record them.
 
     python benchmark/scores.py --scripts dqn_action_mask
 
@@ -62,7 +62,8 @@ RUNS = {
 CODE = """
 import importlib, json, sys
 if sys.argv[2]:
-    importlib.import_module(sys.argv[2]).prepare()
+    module, name = sys.argv[2].split(":")
+    getattr(importlib.import_module(module), name)()
 script = importlib.import_module(sys.argv[1])
 print("SCORES", json.dumps(script.main(script.parse(script.Args, sys.argv[3:]))))
 """
@@ -90,7 +91,7 @@ def train(script: str, flags: str, prepare: str = "") -> tuple[dict[str, float],
     Args:
         script: name of the script.
         flags: for the script.
-        prepare: a module whose `prepare` is called first.
+        prepare: "module:function" that is called first.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 Nothing else in this folder patches a script or what is behind it, so that a change there has to be followed here only.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +101,33 @@ def replace(script: ModuleType, network: Callable[..., nn.Module]) -> None:
     script.Agent._mlp = staticmethod(network)
     make = script.sampler
     script.sampler = lambda *inputs: _always_sampled(make(*inputs))
+
+
+def clip_each_field(script: ModuleType) -> None:
+    """Let further trainings of ppo_action_mask clip the ratio of each field of an action, and take their mean."""
+
+    def log_prob(policy: Any, action: Tensor) -> Tensor:
+        return policy.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)  # (..., K), not summed
+
+    @torch.no_grad()
+    def look_back(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        policy, values = agent(obs.flatten(0, 1), masks.flatten(0, 1))
+        log_probs = policy.log_prob(actions.flatten(0, 1))
+        return log_probs.unflatten(0, obs.shape[:2]), values.view(obs.shape[:2])
+
+    script.CategoricalMasked.log_prob, script.look_back, loss = log_prob, look_back, script.ppo_loss
+
+    def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Any) -> tuple[Tensor, Tensor]:
+        *before, advantages, returns, values = mb
+        return loss(agent, (*before, advantages.unsqueeze(1), returns, values), args)  # (B, 1), for all fields
+
+    script.ppo_loss = ppo_loss
+
+
+def add_entropy_to_loss(script: ModuleType) -> None:
+    """Let further trainings of ppo_action_mask add the entropy to the loss, which makes policies certain."""
+    loss = script.ppo_loss
+    script.ppo_loss = lambda agent, mb, args: loss(agent, mb, dataclasses.replace(args, ent_coef=-args.ent_coef))
 
 
 def _always_sampled(act: Callable) -> Callable:
