@@ -77,8 +77,7 @@ class Run:
         if self.args.capture_video:
             check_frame(partial(self.make_one, render_mode="rgb_array"))
         count = 1 if self.args.eval_only else num_envs  # one is enough to tell shapes, where none of them is stepped
-        masked, learns = self.args.mask_mode != "none", not self.args.eval_only
-        self.envs = self.make_vec(count, require_mask=masked, learns=learns)
+        self.envs = self.make_vec(count, require_mask=self.args.mask_mode != "none", learns=not self.args.eval_only)
         return self.envs
 
     def place(self, module: nn.Module) -> nn.Module:
