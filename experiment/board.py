@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from experiment.notes import attempt, say
 
+COMPARED = {"env_id", "exp_name", "learning_rate", "mask_mode", "seed"}  # the flags that HParams shows first
 LARGE, PATIENCE = 100, 50  # returns that a value takes long to reach; logs, a fifth of a long training
 LAYOUT = {  # the tab Custom Scalars: title of each chart, and regular expressions of the tags in it
     "Runs compared": {
@@ -75,10 +77,15 @@ class Board:
 
     @attempt("TensorBoard's file lacks scores beside flags")
     def compare(self, scores: dict[str, float]) -> None:
-        """Write all scores beside the flags, as HParams; first those that runs are compared by, for it shows five."""
-        flags = dict.fromkeys(("mask_mode", "learning_rate", "seed")) | self.args
-        flags = {k: v if type(v) in (int, float, str) else str(v) for k, v in flags.items()}
-        for summary in hparams(flags, {f"eval/{key}": value for key, value in scores.items()}):
+        """Write all scores beside the flags, as HParams."""
+        flags = {k: v if type(v) in (int, float, str) else str(v) for k, v in self.args.items()}
+        experiment, *session = hparams(flags, {f"eval/{key}": value for key, value in scores.items()})
+        plugin = experiment.value[0].metadata.plugin_data
+        data = HParamsPluginData.FromString(plugin.content)
+        for flag in data.experiment.hparam_infos:  # TensorBoard sorts them, those that differ first, and shows five
+            flag.differs = flag.name in COMPARED
+        plugin.content = data.SerializeToString()
+        for summary in (experiment, *session):
             self.writer.file_writer.add_summary(summary)  # add_hparams opens another file, all scores again at step 0
 
 

@@ -18,6 +18,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from envs.worlds.drawing import action_map
+from experiment.board import COMPARED
 from experiment.checkpoint import save_checkpoint
 
 SMALL = {  # iterations of 32 steps
@@ -84,8 +85,8 @@ def test_a_run_writes_tags_hparams_text_gif_and_checkpoint(script, tmp_path):
     assert 0.3 < events.Scalars("masks/legal_fraction")[-1].value < 1.0
     assert {"_hparams_/session_start_info"} <= set(events.summary_metadata)
     plugin = events.summary_metadata["_hparams_/experiment"].plugin_data.content
-    columns = HParamsPluginData.FromString(plugin).experiment.hparam_infos  # TensorBoard shows the first five
-    assert [column.name for column in columns[:3]] == ["mask_mode", "learning_rate", "seed"]
+    columns = HParamsPluginData.FromString(plugin).experiment.hparam_infos  # TensorBoard shows five, these first
+    assert {column.name for column in columns if column.differs} == COMPARED and len(columns) > len(COMPARED) == 5
     started = HParamsPluginData.FromString(events.summary_metadata["_hparams_/session_start_info"].plugin_data.content)
     assert started.session_start_info.hparams["anneal_lr"].string_value in ("True", "False")
     assert [event.step for event in events.Scalars("eval/episodic_return")] == [2048]  # one event, at the last step
