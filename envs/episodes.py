@@ -1,5 +1,6 @@
 """Episodes played by an agent: their scores, and moments of one to draw."""
 
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ EVALUATION_SEED = 2**31  # no training has it, for --seed ends below
 Play = Callable[..., np.ndarray]
 
 
+def reason(error: Exception) -> str:
+    """What an error says, in one line; where it was raised if it says nothing, as Gymnasium's own render() does."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return " ".join(str(error).split()) or f"raised in {where.name}(), line {where.lineno} of {where.filename}"
+
+
 @contextmanager
 def closing(envs: UniformVectorEnv) -> Iterator[UniformVectorEnv]:
     """Close the environments in the end; what was played counts, even if they fail to close."""
@@ -27,7 +34,7 @@ def closing(envs: UniformVectorEnv) -> Iterator[UniformVectorEnv]:
         try:
             envs.close()
         except Exception as error:
-            gym.logger.warn(f"The environments did not close: {error} ({type(error).__name__})")
+            gym.logger.warn(f"The environments did not close: {reason(error)} ({type(error).__name__})")
 
 
 def act(play: Play, envs: UniformVectorEnv, narrow: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
@@ -101,8 +108,9 @@ def moments(envs: UniformVectorEnv, play: Play, steps: int) -> Iterator[tuple[np
 def frame(envs: UniformVectorEnv) -> np.ndarray:
     """The picture of the only environment, (H, W, 3) uint8; ValueError for anything else that may be rendered."""
     rendered = np.asarray(envs.render())
-    if rendered.dtype != np.uint8 or rendered.ndim != 4 or rendered.shape[-1] != 3:
-        raise ValueError(f"render() gave {rendered.dtype} of shape {rendered.shape[1:]}; expected uint8 (H, W, 3).")
+    if rendered.dtype != np.uint8 or rendered.ndim != 4 or rendered.shape[-1] != 3 or not rendered.size:
+        what = "None" if rendered.tolist() in (None, [None]) else f"{rendered.dtype} of shape {rendered.shape[1:]}"
+        raise ValueError(f"render() gave {what}; expected uint8 (H, W, 3).")
     return rendered[0]
 
 
@@ -113,4 +121,4 @@ def check_frame(make: Callable[[], UniformVectorEnv]) -> None:
             one.reset(seed=EVALUATION_SEED)
             frame(one)
     except Exception as error:
-        raise ValueError(f"--capture-video cannot draw this: {type(error).__name__}: {error}") from error
+        raise ValueError(f"--capture-video cannot draw this: {type(error).__name__}: {reason(error)}") from error

@@ -10,6 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from envs.episodes import reason
+
 HOUSE = Path(__file__).parent.parent
 
 
@@ -28,7 +30,7 @@ def attempt(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        say(f"{what}: {' '.join(str(error).split())} ({type(error).__name__})")
+        say(f"{what}: {reason(error)} ({type(error).__name__})")
 
 
 def end_with_a_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType) -> None:

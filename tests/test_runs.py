@@ -59,6 +59,8 @@ class Door(gym.Env):
         return np.array([self.count / 4], np.float32), float(action == 0), self.count == 4, False, info
 
     def render(self):
+        if self.fault == "silent":
+            return super().render()
         return FRAMES[self.fault]
 
     def close(self):
@@ -81,7 +83,14 @@ KNOWN = {
     "zero": {"success": True, "optimal_return": 0.0},
 }
 FRAME = np.zeros((8, 8, 3), np.uint8)
-FRAMES = {"none": None, "list": [FRAME, FRAME], "text": "a door", "grey": FRAME[..., 0], "float": FRAME / 255}
+FRAMES = {
+    "none": None,
+    "list": [FRAME, FRAME],
+    "text": "a door",
+    "grey": FRAME[..., 0],
+    "float": FRAME / 255,
+    "empty": FRAME[:0],
+}
 gym.register("Test/Door-v0", Door, disable_env_checker=True)
 gym.register("Test/Modeless-v0", Modeless, disable_env_checker=True)
 
@@ -471,10 +480,12 @@ def test_a_walk_into_a_wall_for_ever_ends(capsys):
 @pytest.mark.parametrize("env_id, fault, said", [
     ("Test/Modeless-v0", None, "Test/Modeless-v0 cannot be made with --env-kwargs"),
     ("Test/Door-v0", "import", "no module named screen"),
-    ("Test/Door-v0", "none", "render() gave object of shape ()"),
+    ("Test/Door-v0", "none", "render() gave None; expected uint8 (H, W, 3)"),
+    ("Test/Door-v0", "silent", "raised in render(), line "),
     ("Test/Door-v0", "list", "render() gave uint8 of shape (2, 8, 8, 3)"),
     ("Test/Door-v0", "text", "render() gave <U6 of shape ()"),
     ("Test/Door-v0", "grey", "render() gave uint8 of shape (8, 8)"),
+    ("Test/Door-v0", "empty", "render() gave uint8 of shape (0, 8, 3)"),
     ("Test/Door-v0", "float", "render() gave float64 of shape (8, 8, 3); expected uint8 (H, W, 3)"),
 ])  # fmt: skip
 def test_what_is_no_picture_costs_a_line(env_id, fault, said, tmp_path, capsys):
@@ -493,7 +504,7 @@ def test_an_attention_map_needs_no_renderer(tmp_path, monkeypatch, capsys):
     script = "ppo_attention_mask"
     main(script, *SMALL[script], "--total-timesteps", "32", "--eval-episodes", "2", "--eval-max-steps", "3")
     assert tensorboard(tmp_path).Tags()["images"] == ["attention"]
-    assert "No picture of the agent: render() gave object" in capsys.readouterr().err
+    assert "No picture of the agent: render() gave None" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_ends_with_a_sentence(monkeypatch, tmp_path, capsys):
