@@ -21,8 +21,8 @@ def write_pictures(run: Any, play: Play, look: Look | None) -> None:
     """Play a few steps of a new episode, and write what it looks like then as TensorBoard images.
 
     `agent` is the environment's own picture, if it renders "rgb_array"; with `--capture-video`, agent.gif is how it
-    goes on. `attention` is what the agent looks at, `actions` what each agent of a grid does. What fails, for want of a
-    screen or of a package, costs that picture only.
+    goes on: whole episodes, unless the first is too long. `attention` is what the agent looks at, `actions` what each
+    agent of a grid does. What fails, for want of a screen or of a package, costs that picture only.
 
     Args:
         run: a `Run` at its end.
@@ -32,15 +32,17 @@ def write_pictures(run: Any, play: Play, look: Look | None) -> None:
     writer, video = run.board.writer, run.args.capture_video
     if video or "rgb_array" in (run.envs.metadata.get("render_modes") or ()):
         with attempt("No picture of the agent"):
-            envs, frames = run.make_one(render_mode="rgb_array"), []
-            for t, (obs, _, _) in enumerate(moments(envs, play, GIF if video else PICTURE + 1)):
+            envs, frames, whole = run.make_one(render_mode="rgb_array"), [], 0
+            for t, (obs, _, _) in enumerate(moments(envs, play, GIF + 1 if video else PICTURE + 1)):
+                whole = whole if envs.episode_lengths[0] else t  # frames of episodes that have ended
                 if look and hasattr(envs.unwrapped, "attention"):  # drawn as lines from the agent, the mean over heads
                     envs.unwrapped.attention = look(obs)[:, :, 0].mean(1)
                 if video or t == PICTURE:
                     frames.append(frame(envs))
             writer.add_image("agent", frames[PICTURE if video else 0], run.global_step, dataformats="HWC")
             if video:
-                gif, pictures = run.board.folder / "agent.gif", [Image.fromarray(array) for array in frames]
+                pictures = [Image.fromarray(array) for array in frames[:whole] or frames]
+                gif = run.board.folder / "agent.gif"
                 pictures[0].save(gif, save_all=True, append_images=pictures[1:], duration=150, loop=0)
                 say(f"Wrote {gif}")
     if look or run.envs.layout == "grid":

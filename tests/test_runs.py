@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 from script import ROOT, checkpoint, run, run_folder, tensorboard
 from test_scripts import SMALL, main
 
@@ -61,7 +62,7 @@ class Door(gym.Env):
     def render(self):
         if self.fault == "silent":
             return super().render()
-        return FRAMES[self.fault]
+        return FRAMES.get(self.fault, FRAME + 60 * self.count)
 
     def close(self):
         if self.fault == "close":
@@ -497,6 +498,15 @@ def test_what_is_no_picture_costs_a_line(env_id, fault, said, tmp_path, capsys):
     with pytest.raises(ValueError, match="^--capture-video cannot draw this: ") as refused:
         main(PPO, *flags, "--capture-video", "--exp-name", "video")
     assert said in str(refused.value) and not list((tmp_path / "runs").glob("*video*"))
+
+
+@pytest.mark.parametrize("steps, shown", [(10, [0, 60, 120, 180] * 2), (8, [0, 60, 120, 180] * 2), (2, [0, 60, 120])])
+def test_an_animation_has_whole_episodes_or_else_all_of_its_steps(steps, shown, monkeypatch):
+    monkeypatch.setattr("experiment.pictures.PICTURE", 0)
+    monkeypatch.setattr("experiment.pictures.GIF", steps)
+    main(PPO, *FLAGS, "--env-id", "Test/Door-v0", "--eval-episodes", "2", "--capture-video")
+    with Image.open(run_folder() / "agent.gif") as gif:
+        assert [np.asarray(one.convert("RGB"))[0, 0, 0] for one in ImageSequence.Iterator(gif)] == shown
 
 
 def test_an_attention_map_needs_no_renderer(tmp_path, monkeypatch, capsys):
