@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import tyro
+from matplotlib.ticker import EngFormatter
 from seam import ROOT
 
 import ppo_attention_mask
@@ -62,11 +63,13 @@ def draw_growth() -> None:
         axes.fill_between(sizes / sizes[0], ratios.min(1), ratios.max(1), color=color, alpha=0.2, linewidth=0)
     axes.set_title("CPU time per step, as a ratio to the smallest", color=INK, fontsize=11)
     axes.set_xlabel("how many times as many", color=INK)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.tick_params(colors=INK, which="both")
     axes.grid(color=INK, alpha=0.2)
     for spine in axes.spines.values():
         spine.set_color(INK)
-    axes.legend(labelcolor=INK, framealpha=0, fontsize=9)
+    axes.legend(labelcolor=INK, framealpha=0, fontsize=8)
     save(figure, "growth")
 
 
@@ -128,8 +131,8 @@ def draw_logits() -> None:
         axis.plot(crosses, 0 * crosses, "x", label="illegal: lowest finite logit, probability 0", **style)
         axis.set_title(title, color=INK, fontsize=11)
         axis.axhline(0, color=INK, linewidth=0.8)
-        axis.set_xticks(places, ["0", "1\nfirst state", "2", "0", "1\nsecond state", "2"])
-        axis.yaxis.set_major_locator(plt.MaxNLocator(4))
+        axis.set_xticks(places, ["0\n", "1\nfirst state", "2\n", "0\n", "1\nsecond state", "2\n"])
+        axis.yaxis.set_major_locator(plt.MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.tick_params(colors=INK, labelsize=9, length=0, pad=6)
         axis.grid(axis="y", color=INK, alpha=0.2)
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -231,6 +234,8 @@ def plots(titles: dict[str, str]) -> tuple[Any, list[Any]]:
     for axes, (title, below) in zip(grid[0], titles.items(), strict=True):
         axes.set_title(title, color=INK, fontsize=11)
         axes.set_xlabel(below, color=INK)
+        if below == "environment steps":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.tick_params(colors=INK)
         axes.grid(color=INK, alpha=0.2)
         for spine in axes.spines.values():
@@ -244,12 +249,18 @@ def save_with_legend(figure: Any, axes: Any, name: str) -> None:
     save(figure, name)
 
 
-def band(axes: Any, x: list, values: list, color: str, label: str | None = None, line: str = "-") -> None:
-    """The mean over seeds of values[i] at x[i], and its 95 % interval by Student's t, which takes two seeds."""
+def band(
+    axes: Any, x: list, values: list, color: str, label: str | None = None, line: str = "-", share: bool = False
+) -> None:
+    """The mean over seeds of values[i] at x[i], and its 95 % interval by Student's t, which takes two seeds.
+
+    The interval knows no bounds: that of a share is cut at 0 and 1.
+    """
     mean = np.array([np.mean(seeds) for seeds in values])
     half = [T95[len(v)] * np.std(v, ddof=1) / len(v) ** 0.5 if len(v) > 1 else np.nan for v in values]
     axes.plot(x, mean, line, color=color, label=label, marker="o" if len(x) < 10 else None, markersize=4)
-    axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+    low, high = np.clip([mean - half, mean + half], *((0, 1) if share else (-np.inf, np.inf)))
+    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def draw_curves(name: str) -> None:
@@ -265,13 +276,13 @@ def draw_curves(name: str) -> None:
 def by_point(
     axes: Any, name: str, arms: dict[str, str], value: Callable[[dict], float], line: str = "-", suffix: str = ""
 ) -> None:
-    """A value of each run of a study over its points, a line for each arm."""
+    """A value of each run of a study, a share, over its points, a line for each arm."""
     runs = load(f"study_{name}")
     for (arm, label), color in zip(arms.items(), COLORS, strict=False):
         values: dict[int, list[float]] = {}  # by point, as far as they are recorded
         for run in (run for run in runs if run["arm"] == arm):
             values.setdefault(run["point"], []).append(value(run))
-        band(axes, list(values), list(values.values()), color, label + suffix, line)
+        band(axes, list(values), list(values.values()), color, label + suffix, line, share=True)
     points = sorted({run["point"] for run in runs})
     axes.set_xscale("log", base=2)
     axes.set_xticks(points, points)
@@ -290,6 +301,7 @@ def draw_arms() -> None:
         by_point(axes, name, ARMS, lambda run: run["scores"]["optimality"])
         masked = {arm: ARMS[arm] for arm in ("mask", "naive")}
         by_point(axes, name, masked, lambda run: run["scores"]["optimality_no_mask"], "--", ", mask removed")
+        axes.set_ylim(-0.02, 1.02)  # the two are compared
     save_with_legend(figure, grid[-1], "study_arms")
 
 
@@ -314,7 +326,7 @@ def draw_hidden() -> None:
     by_point(both[0], "hidden", PADDING, lambda run: np.mean(run["curve"], axis=0)[1])
     for arm, color in zip(PADDING, COLORS, strict=False):
         curves = np.array([run["curve"] for run in runs if (run["arm"], run["point"]) == (arm, most)])
-        band(both[1], curves[0, :, 0], curves[:, :, 1].T, color)
+        band(both[1], curves[0, :, 0], curves[:, :, 1].T, color, share=True)
     save_with_legend(figure, both[0], "study_hidden")
 
 
