@@ -186,7 +186,7 @@ def draw_attention_maps(paths: tuple[Path, Path], seed: int = 3) -> None:
         env.attention = np.where(np.arange(env.num_entities), weights, 0)  # lines to the others only
         column[0].imshow(env.render()[0])
         column[0].set_title(title, color=INK, fontsize=11)
-        label = f"attention in %; on the unseen {unseen[0]:.0%}, mean of 1,000 forests {mean:.0%}"
+        label = f"attention in %\non what is hidden: {unseen[0]:.0%} here, mean of 1,000 forests {mean:.0%}"
         draw_entities(column[1], env, obs["entity_mask"][0], label, [f"{100 * weight:.0f}" for weight in weights[0]])
     save(figure, "attention_maps")
 
