@@ -1,14 +1,16 @@
 """Draw the figures of README and docs: curves from the recorded runs in docs/results/, and pictures of the masks.
 
-    python benchmark/figures.py --forest runs/A/checkpoint.pt runs/B/checkpoint.pt --harvest runs/C/checkpoint.pt
+    python benchmark/figures.py --forest runs/A/checkpoint.pt runs/B/checkpoint.pt --harvest runs/C/checkpoint.pt \
+        --film runs/D/checkpoint.pt
 
-A and B are of ppo_attention_mask.py, B with --no-attention-mask, C is of ppo_gridwise.py; the pictures that need these
-agents are left as they are without them.
+A and B are of ppo_attention_mask.py, B with --no-attention-mask, C is of ppo_gridwise.py, D of ppo_attention_mask.py,
+trained for longer; the pictures that need these agents are left as they are without them.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.ticker import EngFormatter
+from PIL import Image
 from seam import ROOT
 
 import ppo_attention_mask
@@ -81,6 +84,8 @@ class Args:
     """checkpoints of ppo_attention_mask.py, with the attention mask and without"""
     harvest: Path | None = None
     """checkpoint of ppo_gridwise.py"""
+    film: Path | None = None
+    """checkpoint of ppo_attention_mask.py whose episodes are filmed"""
 
 
 def load_agent(script: Any, path: Path) -> Any:
@@ -167,11 +172,16 @@ def draw_forest_masks(seed: int = 30) -> None:
     save(figure, "forest_masks")
 
 
+def entity_rows(obs: dict[str, np.ndarray]) -> torch.Tensor:
+    """The entities (N, E, 1 + D) as the agent takes them: first whether each is seen."""
+    rows = np.concatenate([obs["entity_mask"][..., None], obs["entities"]], axis=-1, dtype=np.float32)
+    return torch.from_numpy(rows)
+
+
 def attention(agent: Any, obs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """What the panda attends to (N, E), the mean over heads, and its share (N,) on entities that are not seen."""
-    rows = np.concatenate([obs["entity_mask"][..., None], obs["entities"]], axis=-1, dtype=np.float32)
     with torch.inference_mode():
-        weights = agent.encode(torch.from_numpy(rows), need_weights=True)[2][:, :, 0].mean(1).numpy()
+        weights = agent.encode(entity_rows(obs), need_weights=True)[2][:, :, 0].mean(1).numpy()
     return weights, (weights * (obs["entity_mask"] == 0)).sum(1)
 
 
@@ -189,6 +199,37 @@ def draw_attention_maps(paths: tuple[Path, Path], seed: int = 3) -> None:
         label = f"attention in %\non what is hidden: {unseen[0]:.0%} here, mean of 1,000 forests {mean:.0%}"
         draw_entities(column[1], env, obs["entity_mask"][0], label, [f"{100 * weight:.0f}" for weight in weights[0]])
     save(figure, "attention_maps")
+
+
+def draw_film(path: Path, episodes: int = 3, most: int = 30) -> None:
+    """Whole episodes of a trained agent, with lines to what it attends to, as docs/forest.gif.
+
+    They are the first of seeds 0, 1, ... that end within `most` steps, well or not, which keeps the file small.
+    """
+    env, agent = PandaForest(1, render_mode="rgb_array"), load_agent(ppo_attention_mask, path)
+    env.autoreset = False  # so that the last state of an episode can be drawn
+    films: list[list[Image.Image]] = []
+    for seed in count():
+        (obs, info), ended, film = env.reset(seed=seed), False, []
+        for _ in range(most + 1):
+            env.attention = np.where(np.arange(env.num_entities), attention(agent, obs)[0], 0)
+            picture = Image.fromarray(env.render()[0])
+            film.append(picture.resize((320, 320 * picture.height // picture.width), Image.Resampling.BOX))
+            if ended:
+                films.append(film)
+                break
+            with torch.inference_mode():
+                policy, _ = agent(entity_rows(obs), torch.from_numpy(info["action_mask"]).bool())
+            obs, _, terminations, truncations, info = env.step(policy.mode.numpy())
+            ended = bool(terminations[0] | truncations[0])
+        if len(films) == episodes:
+            break
+    # One palette for all and no dithering: what does not move is not stored again.
+    frames = [picture for film in films for picture in film]
+    times = [time for film in films for time in [350] * (len(film) - 1) + [2000]]
+    palette = Image.fromarray(np.concatenate(frames)).quantize(64)
+    first, *others = (each.quantize(palette=palette, dither=Image.Dither.NONE) for each in frames)
+    first.save(ROOT / "docs/forest.gif", save_all=True, append_images=others, duration=times, loop=0)
 
 
 def draw_acting_cells(path: Path, seed: int = 1, steps: int = 40) -> None:
@@ -357,5 +398,7 @@ if __name__ == "__main__":
     draw_forest_masks()
     if args.forest:
         draw_attention_maps(args.forest)
+    if args.film:
+        draw_film(args.film)
     if args.harvest:
         draw_acting_cells(args.harvest)
