@@ -384,6 +384,22 @@ def draw_microrts() -> None:
     save_with_legend(figure, maps[0], "study_microrts")
 
 
+def draw_games() -> None:
+    """Connect Four through the trainings: points against a search, and the first mover's in self-play by odds."""
+    titles = {
+        "Points against minimax of depth 4": "share of the training",
+        "First mover's points, against itself": "share of the training",
+    }
+    figure, both = plots(titles)
+    for (name, runs), color in zip(load("games").items(), COLORS, strict=False):
+        curves = [[(row["share"], row["minimax 4"], row["first"]) for row in run["curve"]] for run in runs]
+        share, points, first = np.array(curves).transpose(2, 1, 0)  # (moments, seeds) each
+        band(both[0], list(share.mean(1)), list(points), color, name, share=True)
+        if name.startswith("PPO"):  # Q-values have no odds to draw from
+            band(both[1], list(share.mean(1)), list(first), color, share=True)
+    save_with_legend(figure, both[0], "games")
+
+
 if __name__ == "__main__":
     args = tyro.cli(Args)
     for name in CURVES:
@@ -394,6 +410,7 @@ if __name__ == "__main__":
     if load("study_microrts"):
         draw_microrts()
     draw_growth()
+    draw_games()
     draw_logits()
     draw_forest_masks()
     if args.forest:
