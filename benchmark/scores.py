@@ -51,7 +51,8 @@ RUNS = {
         "Harvest, penalty": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode penalty",
         "Harvest, none": "--env-id Masked/Harvest-v0 --total-timesteps 400000 --mask-mode none",
         "Harvest 16x16": "--env-id Masked/Harvest-v0 --env-kwargs height 16 width 16",
-        "MicroRTS 8x8, workerRushAI": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 400000",
+        "MicroRTS 8x8, workerRushAI": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 1000000",
+        "MicroRTS 8x8, workerRushAI, short": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 400000",
         "MicroRTS 8x8, lightRushAI": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 1000000",
     },
     "ppo_recurrent_mask": {
