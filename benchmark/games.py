@@ -24,7 +24,7 @@ import torch
 import tyro
 from seam import ROOT
 
-from envs.players import Player
+from envs.players import Player, weights_of
 from envs.worlds.connect_four import COLUMNS, PASS, ROWS, ConnectFour
 
 SHAPE = (ROWS * COLUMNS * 3, COLUMNS + 1)
@@ -84,9 +84,9 @@ def record(script: str, flags: str, games: int) -> dict:
     """Train, and let every past agent play."""
     module, kept, meet = importlib.import_module(script), [], ConnectFour.meet
 
-    def keep(env: ConnectFour, weights: dict[str, np.ndarray]) -> None:
-        kept.append(weights)
-        meet(env, weights)
+    def keep(env: ConnectFour, agent: torch.nn.Module) -> None:
+        kept.append(weights_of(agent))
+        meet(env, agent)
 
     start = time.time()
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(ConnectFour, "meet", keep):

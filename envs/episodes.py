@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.masks import drop_legal
-from envs.uniform import UniformVectorEnv
+from envs.uniform import POINTS, UniformVectorEnv
 
 EVALUATION_SEED = 2**31  # no training has it, for --seed ends below
 # Actions for observations and masks (N, ...), and for flags (N,) that say where an episode starts with this very
@@ -52,7 +52,9 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `success`
     is the share of episodes that the environment calls one, and `win_rate` too, or else that of episodes with a
-    positive return; where it knows best play, `optimality` is the return as a share of the optimum.
+    positive return; where it knows best play, `optimality` is the return as a share of the optimum. Points against a
+    kind of opponent are the mean of the episodes against it, and left out without one; the other means are of all
+    episodes but those of seats that somebody else played, which do not count.
 
     An episode that has not ended after `max_steps` is cut: it counts with its return so far, as no success, and no
     optimum is known then; `cut` is the share of such episodes. Its environment plays on unseen, for none can be reset
@@ -60,6 +62,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
     """
     left = np.bincount(np.arange(episodes) % envs.num_envs)  # (N,) episodes to play
     totals: defaultdict[str, float] = defaultdict(float)
+    met: defaultdict[str, int] = defaultdict(int)  # episodes that points are of
     illegal = steps = cut = 0
     rng = np.random.default_rng(0)
     narrow = (lambda mask: drop_legal(mask, envs.nvec, drop, rng)) if drop else None
@@ -74,19 +77,26 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
             actions = act(play, envs, narrow)
             illegal += (envs.illegal(actions, envs.path_mask(actions)) * playing).sum()
             steps += playing.sum()
-            _, _, terminations, truncations, infos = envs.step(actions)
-            ended = playing & (terminations | truncations)
+            *_, infos = envs.step(actions)
+            ended = playing & infos.get("_episode", False)
             late = playing & ~ended & (envs.episode_lengths == max_steps)
             if (ended | late).any():
                 episode = infos.get("episode", {"r": envs.episode_returns, "l": envs.episode_lengths})
                 ours = {"episodic_return": episode["r"], "episodic_length": episode["l"], "win_rate": episode["r"] > 0}
                 for key, values in (ours | infos.get("final_info", {})).items():
-                    if key != "action_mask":
+                    if key.startswith(POINTS):
+                        known = values[ended & ~np.isnan(values)]
+                        totals[key], met[key] = totals[key] + float(known.sum()), met[key] + len(known)
+                    elif key != "action_mask":
                         totals[key] += float(values[ended | late if key in ours else ended].sum())
             left -= ended | late
             cut += int(late.sum())
             bar.update(int((ended | late).sum()))
-    scores = {key: total / episodes for key, total in totals.items() if not (cut and key.startswith("optimal"))}
+    scores = {
+        key: total / met.get(key, episodes)
+        for key, total in totals.items()
+        if met.get(key, episodes) and not (cut and key.startswith("optimal"))
+    }
     scores |= {"win_rate": scores["success"]} if "success" in scores else {}
     if scores.get("optimal_return"):
         scores["optimality"] = scores["episodic_return"] / scores["optimal_return"]

@@ -1,18 +1,24 @@
-"""Agents of earlier trainings as players of games: their weights in NumPy, so that a world needs no script."""
+"""Agents of earlier trainings, and of earlier moments of this one, as players of games: a world needs no script."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
+POOL = 16  # past agents that a world keeps, the last ones
 KINDS = {"actor": np.tanh, "network": lambda x: np.maximum(x, 0)}  # the layers of PPO's policy, and of the Q-values
 
 
 def introduce(envs: Any, agent: torch.nn.Module, iteration: int, num_iterations: int) -> None:
-    """Let a world with a pool of past agents, which has a method `meet`, have this one: 32 times in a training."""
+    """Let a world with a pool of past agents, which has a method `meet`, copy this one: 32 times in a training."""
     if hasattr(envs, "meet") and iteration % max(1, num_iterations // 32) == 0:
-        weights = {key: x for key, x in agent.state_dict().items() if key.split(".")[0] in KINDS}
-        envs.meet({key: x.cpu().numpy().copy() for key, x in weights.items()})
+        envs.meet(agent)
+
+
+def weights_of(agent: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A copy of the weights that a `Player` needs, as a checkpoint can hold them."""
+    weights = {key: x for key, x in agent.state_dict().items() if key.split(".")[0] in KINDS}
+    return {key: x.cpu().numpy().copy() for key, x in weights.items()}
 
 
 class Player:

@@ -21,6 +21,8 @@ HOW_TO_GIVE_A_MASK = (
     'Give info["action_mask"] in reset() and step(), or a method action_masks() or get_available_actions(), or an '
     'observation dict with the key "action_mask"; or train without masks: --mask-mode none.'
 )
+POINTS = "points_"  # so begin the names of points against a kind of opponent, NaN in games against another
+BY_OTHER = "by_other"  # True where a seat was played by somebody else: the episode does not count
 KEPT = (
     "episode_returns",
     "episode_lengths",
@@ -37,8 +39,9 @@ class UniformVectorEnv(VectorWrapper):
     * `truncations` are False where the episode terminated as well.
     * `infos["final_obs"]`, where an episode ended: a batched observation, valid in the rows `infos["_final_obs"]`, and
       `infos["final_info"]["action_mask"]` (N, sum(nvec)) its mask.
-    * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`; `returns` and
-      `lengths` collect them until somebody clears them.
+    * `infos["episode"] = {"r", "l"}`, return and length (N,), valid in the rows `infos["_episode"]`, those of episodes
+      that ended and count; `ended` collects them, and what `final_info` says of success and points, until somebody
+      clears it.
     * Where the legal choices of a field depend on those of the fields before it, `field_mask` gives them (it is None
       where they do not), and `path_mask` the masks that an action met; `action_mask` is then right for the first field
       only, and may allow too much in the others.
@@ -218,14 +221,17 @@ class UniformVectorEnv(VectorWrapper):
             batch = gym.vector.utils.create_empty_array(self.raw_space, self.num_envs)
             filled = [final_obs[i if ended[i] else rows[0]] for i in range(self.num_envs)]
             final_obs = gym.vector.utils.concatenate(self.raw_space, filled, batch)
-        final_info = {key: given["final_info"][key] for key in KNOWN if key in given["final_info"]}
+        final_info = {k: v for k, v in given["final_info"].items() if k in KNOWN or k.startswith(POINTS)}
+        counted = ended & ~given["final_info"].get(BY_OTHER, np.zeros_like(ended))
         figures = {"episodic_return": episode["r"], "episodic_length": episode["l"]}
-        for name, values in (figures | {key: final_info[key] for key in ("success",) if key in final_info}).items():
-            self.ended[name].extend(values[ended])
+        figures |= {k: v for k, v in final_info.items() if k == "success" or k.startswith(POINTS)}
+        for name, values in figures.items():
+            if known := values[counted & ~np.isnan(values)].tolist():
+                self.ended[name].extend(known)
         final_info["action_mask"] = self._final_mask(given["final_info"])
         return {
             "episode": episode,
-            "_episode": ended,
+            "_episode": counted,
             "final_obs": self._observation(final_obs, learn=False),
             "_final_obs": ended,
             "final_info": final_info,

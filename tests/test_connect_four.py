@@ -3,16 +3,18 @@
 import json
 import math
 import re
+from collections import Counter, defaultdict
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from script import checkpoint, run_folder
+from script import checkpoint, run_folder, tensorboard
 from test_scripts import main
 
 import ppo_action_mask as ppo
+from envs.episodes import evaluate
 from envs.make import make_vec
 from envs.players import Player
 from envs.worlds.connect_four import CELLS, COLUMNS, LINES, PASS, ConnectFour, drops, has_four, negamax
@@ -187,6 +189,15 @@ def test_who_waits_changes_no_weight():
     assert all((g == 0).all() for g in gradients)
 
 
+def past_agent(column=None):
+    """An agent that plays by chance, or one column whenever it has room."""
+    torch.manual_seed(0)
+    agent = ppo.Agent(126, (8,), 16)
+    if column is not None:
+        agent.actor[-1].bias.data[column] = 100.0
+    return agent
+
+
 def rollout(env, steps, rng):
     seen = []
     infos = env._info(env._rows)
@@ -199,14 +210,14 @@ def rollout(env, steps, rng):
 
 @pytest.mark.parametrize("opponent", ["random", "minimax", "self", "pool"])
 def test_a_saved_state_goes_on_bit_for_bit(opponent):
-    torch.manual_seed(0)
-    weights = {key: x.numpy() for key, x in ppo.Agent(126, (8,), 16).actor.state_dict(prefix="actor.").items()}
-    env = ConnectFour(6, opponent, depth=2, share=1.0)
+    env = ConnectFour(40, opponent, depth=2, share=0.9)
     env.reset(seed=0)
-    env.meet(weights)
+    env.meet(past_agent())
     rollout(env, 50, np.random.default_rng(0))
+    if opponent == "pool":
+        assert set(env.by.ravel()) == {-1, 0, 1, 2, 3}  # environments, the yardsticks, the past agent
     state = env.get_state()
-    other = ConnectFour(6, opponent, depth=2, share=1.0)
+    other = ConnectFour(40, opponent, depth=2, share=0.9)
     other.reset(seed=5)
     other.set_state(state)
     first, second = (rollout(e, 60, np.random.default_rng(1)) for e in (env, other))
@@ -214,28 +225,133 @@ def test_a_saved_state_goes_on_bit_for_bit(opponent):
     assert first.any()
 
 
-def test_past_agents_take_a_seat_in_their_share_of_games():
-    torch.manual_seed(0)
-    agent = ppo.Agent(126, (8,), 16)
-    weights = {key: x.numpy() for key, x in agent.actor.state_dict(prefix="actor.").items()}
-    env, rng = ConnectFour(400, "pool", share=0.3), np.random.default_rng(0)
+def test_others_take_a_seat_in_their_share_of_games():
+    env, rng = ConnectFour(2000, "pool", share=0.3), np.random.default_rng(0)
     env.reset(seed=0)
-    assert (env.past < 0).all()
+    assert set(env.by.ravel()) == {-1, 0, 1, 2}  # nobody has been met
+    assert 0.08 < (env.by >= 0).any(axis=1).mean() < 0.15
     for _ in range(20):
-        env.meet(weights)
+        env.meet(past_agent())
     assert len(env.pool) == 16
     env.reset(seed=1)
-    taken = env.past >= 0
-    assert 0.2 < taken.any(axis=1).mean() < 0.4 and taken.sum(axis=1).max() == 1 and taken.sum(axis=0).min() > 10
+    taken = env.by >= 0
+    assert 0.25 < taken.any(axis=1).mean() < 0.35 and taken.sum(axis=1).max() == 1 and taken.sum(axis=0).min() > 100
+    counts = np.bincount(env.by[taken], minlength=19)
+    assert len(counts) == 19 and (counts[:3] > 20).all() and (counts[:3] < 60).all() and (counts[3:] > 1).all()
     infos = env._info(env._rows)
     rows = np.flatnonzero(taken.ravel())  # environments 2i and 2i + 1 are the sides of game i
     for _ in range(30):
         assert infos["action_mask"][rows, PASS].all()  # it waits for the whole game
-        before = env.past.copy()
+        before = env.by.copy()
         *_, terminations, _, infos = env.step(legal_moves(rng, infos))
         if terminations.any():
             break
-        np.testing.assert_array_equal(env.past, before)
+        np.testing.assert_array_equal(env.by, before)
+
+
+class Watched(ConnectFour):
+    """Keeps what the others saw and chose."""
+
+    def _choose(self, games, side):
+        columns = super()._choose(games, side)
+        own, other = self.discs[games, side], self.discs[games, 1 - side]
+        self.moves.append(np.stack([self.by[games, side], own, other, columns], axis=1).astype(np.uint64))
+        return columns
+
+
+def test_others_play_as_their_kind_does():
+    env, rng = Watched(400, "pool", share=1.0), np.random.default_rng(0)
+    env.moves, agent = [], past_agent(column=6)
+    env.meet(agent)
+    agent.actor[-1].bias.data[:] = torch.tensor([99.0] * 6 + [0.0] * 2)  # its past self is a copy
+    env.reset(seed=0)
+    infos = env._info(env._rows)
+    for _ in range(40):
+        *_, infos = env.step(legal_moves(rng, infos))
+    by, own, other, columns = np.concatenate(env.moves).T
+    new = drops(own | other)
+    columns, room = columns.astype(int), new != 0
+    assert room[np.arange(len(by)), columns].all()
+    wins, threats = (room & has_four(discs[:, None] | new) for discs in (own, other))
+    won = wins[np.arange(len(by)), columns]
+    blocks = own | (new * threats).max(axis=1)
+    saved = ~has_four(other[:, None] | drops(blocks | other)).any(axis=1)  # by a block of the only threat
+    for kind, depth in ((1, 2), (2, 4)):  # wins where that is possible, else blocks a four that could come next
+        rows = by == kind
+        at_once, blocked = rows & wins.any(axis=1), rows & ~wins.any(axis=1) & (threats.sum(axis=1) == 1) & saved
+        assert at_once.sum() > 10 and blocked.sum() > 10 and won[at_once].all()
+        assert (threats[blocked].argmax(axis=1) == columns[blocked]).all()
+        best, shallow = (negamax(own[rows], other[rows], n) for n in (depth, depth - 1))
+        best, shallow = (values == values.max(axis=1, keepdims=True) for values in (best, shallow))
+        assert best[np.arange(rows.sum()), columns[rows]].all() and (shallow & ~best).any(axis=1).sum() > 10
+    assert 0 < won[(by == 0) & wins.any(axis=1)].mean() < 0.6  # random moves see no four
+    counts = np.bincount(columns[by == 0])
+    assert counts.min() / counts.max() > 0.6
+    assert (columns[(by == 3) & room[:, 6]] == 6).all() and (by == 3).sum() > 1000
+    assert (columns[(by == 3) & ~room[:, 6]] != 6).all()
+
+
+def test_points_are_of_who_was_met_and_episodes_of_others_do_not_count():
+    envs = make_vec("Masked/ConnectFour-v0", 401, {"opponent": "pool", "share": 0.7})
+    rng, met = np.random.default_rng(0), Counter()
+    raw, infos, expected = envs.unwrapped, envs.reset(seed=0)[1], defaultdict(list)
+    kinds = ("random", "minimax_2", "minimax_4", "pool")
+    for step in range(60):
+        if step == 20:
+            raw.meet(past_agent())
+        against = np.minimum(raw.by[raw.game, 1 - raw.seat], 3)  # of each row; -1 for oneself
+        theirs = raw.by[raw.game, raw.seat] >= 0
+        _, rewards, terminations, _, infos = envs.step(legal_moves(rng, infos))
+        if not terminations.any():
+            continue
+        np.testing.assert_array_equal(infos["_episode"], terminations & ~theirs)
+        expected["episodic_return"] += rewards[infos["_episode"]].tolist()
+        for kind, name in enumerate(kinds):
+            points = infos["final_info"][f"points_{name}"]
+            rows = terminations & (against == kind)
+            assert np.isnan(points[terminations & ~rows]).all()
+            np.testing.assert_array_equal(points[rows], (rewards[rows] + 1) / 2)
+            met[name] += rows.sum()
+            if rows.any():
+                expected[f"points_{name}"] += points[rows].tolist()
+    assert min(met.values()) > 20 and {name: envs.ended[name] for name in expected} == expected
+    assert all(envs.ended.values())  # nothing is kept, and logged, of a kind that was not met
+
+
+def test_evaluation_has_points_by_kind_and_no_others():
+    envs = make_vec("Masked/ConnectFour-v0", 400, {"opponent": "pool", "share": 0.8})
+    rng, kept = np.random.default_rng(0), []
+    step = envs.step
+
+    def keep(actions):
+        answer = step(actions)
+        if "episode" in answer[-1]:
+            kept.append(answer[-1])
+        return answer
+
+    envs.step = keep
+    scores = evaluate(lambda obs, mask, started: legal_moves(rng, {"action_mask": mask}), envs, 400, 1000)
+    first = [next(infos for infos in kept if infos["_episode"][row]) for row in range(400)]  # each plays one of its own
+    ends = {key: np.array([infos["final_info"][key][row] for row, infos in enumerate(first)])
+            for key in first[0]["final_info"]}  # fmt: skip
+    for key in ("success", "drawn", "lost"):
+        assert scores[key] == pytest.approx(ends[key].mean())
+    assert scores["episodic_return"] == pytest.approx((ends["success"] - ends["lost"]).mean())
+    for name in ("random", "minimax_2", "minimax_4"):
+        assert scores[f"points_{name}"] == pytest.approx(np.nanmean(ends[f"points_{name}"]))
+    assert "points_pool" not in scores and np.isnan(ends["points_pool"]).all()
+    assert scores["points_random"] > scores["points_minimax_2"]
+
+
+def test_tensorboard_has_the_points_by_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--num-envs", "32", "--num-steps", "16", "--total-timesteps", "16384", "--eval-episodes", "64")
+    scores = main("ppo_action_mask", "--env-id", "Masked/ConnectFour-v0", *flags, "--env-kwargs", "opponent", "pool")
+    events = tensorboard(tmp_path)
+    for name in ("random", "minimax_2", "minimax_4", "pool"):
+        values = [event.value for event in events.Scalars(f"charts/points_{name}")]
+        assert 0 < len(values) < 32 and min(values) >= 0 and max(values) <= 1  # 32 logs, some without such a game
+    assert any("points_random" in name for name in scores) and all(np.isfinite(list(scores.values())))
 
 
 def test_a_checkpoint_plays_as_it_is_evaluated(tmp_path, monkeypatch, capsys):

@@ -1,13 +1,16 @@
 """Connect Four, all games of a batch at once: against random play, a search, past agents, or oneself."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
-from envs.players import Player
+from envs.players import POOL, Player, weights_of
 from envs.worlds.drawing import ACCENT, GOLD, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, cross, pixels, text
 
 ROWS, COLUMNS = 6, 7
@@ -17,6 +20,8 @@ CELLS = np.arange(COLUMNS)[None, :] * HEIGHT + np.arange(ROWS)[::-1, None]  # (6
 BOTTOM = np.uint64(1) << (np.arange(COLUMNS, dtype=np.uint64) * np.uint64(HEIGHT))  # (7,)
 COLUMN = BOTTOM * np.uint64((1 << ROWS) - 1)  # (7,) the cells of each column
 TOP = BOTTOM << np.uint64(ROWS - 1)  # (7,)
+YARDSTICKS = {"random": 0, "minimax_2": 2, "minimax_4": 4}  # depth of search of those that a pool holds beside agents
+PART = 0.125  # of the games against others that are against each of them
 TILE, MARGIN, HEAD, RADIUS = 128, 48, 184, 48  # pixels, drawn at twice the size and halved at the end: smooth edges
 
 
@@ -66,6 +71,12 @@ def negamax(own: np.ndarray, other: np.ndarray, depth: int) -> np.ndarray:
     return values
 
 
+def search(own: np.ndarray, other: np.ndarray, draws: np.ndarray, depth: int) -> np.ndarray:
+    """Columns (P,), by the largest of draws (P, 7): of most worth in `negamax`, or with depth 0 of all with room."""
+    values = negamax(own, other, depth) if depth else drops(own | other) != 0
+    return np.where(values == values.max(axis=1, keepdims=True), draws, -1).argmax(axis=1)
+
+
 class ConnectFour(BatchedEnv):
     """Connect Four against an opponent of one's choice, or with both seats as agents.
 
@@ -99,8 +110,12 @@ class ConnectFour(BatchedEnv):
     With `opponent` self or pool the environments 2i and 2i + 1 are the seats of one game, the first mover and the
     other; a step is one move. Who waits has a single legal action, so that its log-probability, entropy and gradient
     are 0, and no script has to know. Rewards are zero-sum, and both episodes end in the same step. In a share of the
-    games of `pool` one seat, drawn, is played by an agent that this training was earlier (`meet`); its environment then
-    waits for the whole game. The last of an odd number of environments plays against random moves.
+    games of `pool` one seat, drawn, is played by somebody else; its environment then waits for the whole game, and its
+    episode does not count (`by_other`). An eighth of these games each is against random moves, minimax of depth 2 and
+    minimax of depth 4, as yardsticks and for variety. The rest is against one of the last 16 agents that this training
+    was earlier (`meet`), or self-play as long as there is none. `final_info` has the points, 1 for a win and a half for
+    a draw, by who was met: `points_random`, `points_minimax_2`, `points_minimax_4` and `points_pool`, NaN in other
+    games. The last of an odd number of environments plays against random moves.
 
     ## Arguments
     Args:
@@ -109,7 +124,7 @@ class ConnectFour(BatchedEnv):
             columns of equal worth; "self"; "pool"; or the path of a checkpoint of `ppo_action_mask.py` or
             `dqn_action_mask.py`, trained here, which plays greedily as with `--eval-only`.
         depth: of minimax, its own first move included.
-        share: of the games of "pool" that are against past agents, once there are any.
+        share: of the games of "pool" that are against others.
         max_episode_steps: steps until truncation.
         render_mode: "rgb_array", "ansi" or None.
 
@@ -128,7 +143,7 @@ class ConnectFour(BatchedEnv):
     """
 
     metadata = BatchedEnv.metadata | {"render_fps": 2}
-    state_arrays = ("discs", "plies", "seat", "past", "result")
+    state_arrays = ("discs", "plies", "seat", "by", "result")
 
     def __init__(
         self,
@@ -146,12 +161,15 @@ class ConnectFour(BatchedEnv):
             render_mode,
         )  # fmt: skip
         self.opponent, self.depth, self.share = opponent, depth, share
-        self.player = None
+        self.others = [partial(search, depth=depth if opponent == "minimax" else 0)]  # who else may play
+        if opponent == "pool":
+            self.others = [partial(search, depth=n) for n in YARDSTICKS.values()]
         if opponent not in ("random", "minimax", "self", "pool"):
             if not Path(opponent).is_file():
                 known = "random, minimax, self, pool or the path of a checkpoint"
                 raise ValueError(f"opponent {opponent!r}: expected {known}, and there is no such file.")
-            self.player = Player.of_checkpoint(opponent, "ConnectFour", (ROWS * COLUMNS * 3, COLUMNS + 1))
+            player = Player.of_checkpoint(opponent, "ConnectFour", (ROWS * COLUMNS * 3, COLUMNS + 1))
+            self.others = [partial(self._ask, lambda obs, mask, draws: player.best(obs, mask))]
         paired = num_envs // 2 * 2 if opponent in ("self", "pool") else 0
         # A game is a row of these; environment i is one side of game `game[i]`, and sides are 0 for the first mover.
         self.game = np.concatenate([np.arange(paired) // 2, np.arange(paired, num_envs) - paired // 2])
@@ -160,16 +178,14 @@ class ConnectFour(BatchedEnv):
         self.discs = np.zeros((games, 2), np.uint64)  # of each side
         self.plies = np.zeros(games, np.int64)  # moves played
         self.seat = np.arange(num_envs) % 2  # (N,) the side of each environment
-        self.past = np.full((games, 2), -1)  # which past agent plays a side of a pair, -1 for none
+        self.by = np.full((games, 2), -1)  # which of the others plays a side, -1 for an environment
         self.result = np.zeros(games)  # 1 where the first mover has won, -1 where the other has
         self.pool: list[dict[str, np.ndarray]] = []  # weights of past agents
-        self.players: list[Player] = []
 
-    def meet(self, weights: dict[str, np.ndarray]) -> None:
-        """Take an agent into the pool of past ones, which keeps the last 16."""
+    def meet(self, agent: torch.nn.Module) -> None:
+        """Take a copy of an agent into the pool of past ones."""
         if self.opponent == "pool":
-            self.pool = [*self.pool, weights][-16:]
-            self._make_players()
+            self._fill([*self.pool, weights_of(agent)][-POOL:])
 
     def get_state(self) -> dict[str, Any]:
         """As of any world, and the pool."""
@@ -178,22 +194,27 @@ class ConnectFour(BatchedEnv):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` gave."""
         super().set_state({key: value for key, value in state.items() if key != "pool"})
-        self.pool = list(state["pool"].values())
-        self._make_players()
+        self._fill(list(state["pool"].values()))
 
-    def _make_players(self) -> None:
-        shape = (ROWS * COLUMNS * 3, COLUMNS + 1)
-        self.players = [Player(weights, shape, "a past agent") for weights in self.pool]
+    def _fill(self, pool: list[dict[str, np.ndarray]]) -> None:
+        """Make these the past agents, who stand behind the yardsticks."""
+        self.pool, shape = pool, (ROWS * COLUMNS * 3, COLUMNS + 1)
+        players = [Player(weights, shape, "a past agent") for weights in pool]
+        self.others[len(YARDSTICKS) :] = [partial(self._ask, player.sample) for player in players]
 
     def _reset_rows(self, rows: np.ndarray) -> None:
         games = np.unique(self.game[rows])
-        self.discs[games], self.plies[games], self.past[games], self.result[games] = 0, 0, -1, 0
+        self.discs[games], self.plies[games], self.by[games], self.result[games] = 0, 0, -1, 0
         draws = self._uniform(games, 3)
         single = rows[~self.paired[self.game[rows]]]
         self.seat[single] = draws[np.searchsorted(games, self.game[single]), 0] < 0.5
-        if self.players:  # the sides of pairs that past agents play
+        self.by[self.game[single], 1 - self.seat[single]] = 0
+        if self.opponent == "pool":
             drawn = self.paired[games] & (draws[:, 0] < self.share)
-            self.past[games[drawn], (draws[drawn, 1] < 0.5) * 1] = (draws[drawn, 2] * len(self.players)).astype(int)
+            part, known = draws[drawn, 2] / PART, len(YARDSTICKS)
+            past = known + (part - known) / (1 / PART - known) * len(self.pool)  # below `known` for a yardstick
+            who = np.where(part < known, part, past if self.pool else -1).astype(int)
+            self.by[games[drawn], (draws[drawn, 1] < 0.5) * 1] = who
         self._others_move(games)
 
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -207,9 +228,9 @@ class ConnectFour(BatchedEnv):
         return np.where(self.seat == 0, first, -first), over
 
     def _turn(self) -> np.ndarray:
-        """Whether each environment (N,) moves next, and not a past agent in its place."""
+        """Whether each environment (N,) moves next, and nobody else in its place."""
         game = self.game
-        return (self.plies[game] % 2 == self.seat) & (self.past[game, self.seat] < 0)
+        return (self.plies[game] % 2 == self.seat) & (self.by[game, self.seat] < 0)
 
     def _drop(self, games: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Drop a disc of whoever is to move into these columns of these games; False (G,) where there is no room."""
@@ -221,36 +242,27 @@ class ConnectFour(BatchedEnv):
         return fits
 
     def _others_move(self, games: np.ndarray) -> None:
-        """Those of these games that go on and in which it is the turn of nobody here get a move of who is not here."""
+        """Those of these games that go on and in which it is the turn of somebody else get a move."""
         games = games[(self.result[games] == 0) & (self.plies[games] < ROWS * COLUMNS)]
         side = self.plies[games] % 2
-        ours = np.zeros((len(self.plies), 2), bool)
-        ours[self.game, self.seat] = True
-        absent = ~ours[games, side] | (self.past[games, side] >= 0)
-        if absent.any():
-            games, side = games[absent], side[absent]
+        theirs = self.by[games, side] >= 0
+        if theirs.any():
+            games, side = games[theirs], side[theirs]
             self._drop(games, self._choose(games, side))
 
     def _choose(self, games: np.ndarray, side: np.ndarray) -> np.ndarray:
-        """The columns (G,) that those who are not here choose, of the games whose `side` is theirs."""
-        own, other = self.discs[games, side], self.discs[games, 1 - side]
-        legal = drops(own | other) != 0
-        draws = self._uniform(games, COLUMNS)
-        past = self.past[games, side]
-        random = np.where(legal, draws, -1).argmax(axis=1)
-        if self.opponent == "minimax":
-            values = negamax(own, other, self.depth)
-            random = np.where(values == values.max(axis=1, keepdims=True), draws, -1).argmax(axis=1)
-        if self.player is None and (past < 0).all():
-            return random
-        obs = self._see(own, other, np.ones(len(games), bool)).reshape(len(games), -1)
-        mask = np.pad(legal, ((0, 0), (0, 1)))
-        if self.player is not None:
-            return self.player.best(obs, mask)
-        for index in np.unique(past[past >= 0]):
-            rows = np.flatnonzero(past == index)
-            random[rows] = self.players[index].sample(obs[rows], mask[rows], draws[rows, 0])
-        return random
+        """The columns (G,) that the others choose, of the games whose `side` is theirs."""
+        own, other, by = self.discs[games, side], self.discs[games, 1 - side], self.by[games, side]
+        draws, columns = self._uniform(games, COLUMNS), np.empty(len(games), int)
+        for index in np.unique(by):
+            rows = by == index
+            columns[rows] = self.others[index](own[rows], other[rows], draws[rows])
+        return columns
+
+    def _ask(self, choose: Callable, own: np.ndarray, other: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """The columns (G,) that an agent chooses, who is to move on these boards."""
+        obs = self._see(own, other, np.ones(len(own), bool)).reshape(len(own), -1)
+        return choose(obs, np.pad(drops(own | other) != 0, ((0, 0), (0, 1))), draws[:, 0])
 
     def _see(self, own: np.ndarray, other: np.ndarray, turn: np.ndarray) -> np.ndarray:
         """Observations (R, 6, 7, 3) int8 of boards (R,) uint64."""
@@ -269,8 +281,15 @@ class ConnectFour(BatchedEnv):
         return {"action_mask": np.concatenate([room & turn, ~turn], axis=1).astype(np.int8)}
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        result = np.where(self.seat[rows] == 0, 1, -1) * self.result[self.game[rows]]
-        return {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
+        game, seat = self.game[rows], self.seat[rows]
+        result = np.where(seat == 0, 1, -1) * self.result[game]
+        info = {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
+        if self.opponent == "pool":
+            met = np.minimum(self.by[game, 1 - seat], len(YARDSTICKS))  # past agents stand behind the yardsticks
+            for kind, name in enumerate((*YARDSTICKS, "pool")):
+                info[f"points_{name}"] = np.where(met == kind, (1 + result) / 2, np.nan)
+            info["by_other"] = self.by[game, seat] >= 0
+        return info
 
     def _board(self, row: int) -> np.ndarray:
         """The flattened board (42,) of one environment: 1 its own discs, 2 the opponent's."""
