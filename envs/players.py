@@ -1,5 +1,6 @@
 """Agents of earlier trainings, and of earlier moments of this one, as players of games: a world needs no script."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -81,3 +82,30 @@ class Player:
             x = x @ weight.T + bias
             x = self.activation(x) if i < len(self.layers) - 1 else x
         return np.where(mask, x, -np.inf)
+
+
+class Team:
+    """A copy of an agent as it is now, `ppo_gridwise.py`'s, that acts for all units of a seat.
+
+    Args:
+        agent: maps observations, where units stand, and what each may do, to a distribution and values.
+    """
+
+    def __init__(self, agent: torch.nn.Module):
+        self.agent = deepcopy(agent).eval()
+        self.device = next(agent.parameters()).device
+
+    @torch.inference_mode()
+    def sample(self, obs: np.ndarray, agents: np.ndarray, legal: np.ndarray, seed: int) -> np.ndarray:
+        """Actions (B, H, W) or (B, H, W, K) by the policy.
+
+        Args:
+            obs: (B, C, H, W).
+            agents: (B, H, W), 1 where a unit takes orders.
+            legal: (B, A, H, W), 1 where it may do this.
+            seed: of the draws.
+        """
+        seen, where, may = (torch.from_numpy(x).to(self.device) for x in (obs, agents > 0, legal > 0))
+        b, y, x = where.nonzero().unbind(1)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return self.agent(seen, where, may[b, :, y, x])[0].sample(generator).cpu().numpy()

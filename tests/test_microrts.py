@@ -13,8 +13,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import script
+import torch
 from gymnasium.utils.env_checker import check_env
 
+import ppo_gridwise as gridwise
 from envs.make import make_vec
 from envs.masks import check_action_mask, check_grid_masks, illegal_actions
 from envs.worlds.microrts import CHOICES, STARTS, USES, load_game
@@ -262,6 +264,77 @@ def test_self_play_has_two_seats_of_one_game_and_partial_observability_hides():
         obs, *_, infos = envs.step(random_orders(rng, infos))
 
 
+def past_team(verb):
+    """`ppo_gridwise.py`'s agent that gives all units one kind of order, where it is legal, or by chance another."""
+    agent = gridwise.Agent((27, 8, 8), tuple(CHOICES), 4)
+    torch.nn.init.zeros_(agent.actor.weight)
+    agent.actor.bias.data[verb] = 100.0
+    return agent
+
+
+@in_a_process
+def test_past_selves_give_the_orders_of_their_seats():
+    kwargs = {"self_play": True, "share": 0.5, "max_episode_steps": 150}
+    envs, wait = make_vec(GRID, 21, kwargs, layout="grid"), np.zeros((21, 8, 8, 7), int)
+    raw, agent = envs.unwrapped, past_team(verb=4)
+    obs, infos = envs.reset(seed=0)
+    assert (raw.past < 0).all() and infos["action_mask"][:, 0].any((1, 2)).all()
+    raw.meet(agent)
+    agent.actor.bias.data[:] = 0  # its past self is a copy
+    agent.actor.bias.data[0] = 100.0
+    raw.meet(agent)
+    obs, infos = envs.reset(seed=1)
+    past = raw.past.copy()
+    pairs = past[:20].reshape(10, 2)
+    assert set(past) == {-1, 0, 1} and past[20] == -1 and ((pairs >= 0).sum(axis=1) <= 1).all()
+    assert 2 <= (pairs >= 0).any(axis=1).sum() <= 8 and (pairs >= 0).any(axis=0).all()
+    while True:
+        assert not infos["action_mask"][past >= 0].any()  # nobody there takes orders, or may do anything
+        waiting = raw.masks[..., 0].astype(bool) & (past >= 0)[:, None]
+        rows, cells = np.nonzero(waiting)
+        given, legal = raw._with_past(wait).reshape(21, 64, 7), raw.masks[..., 1:]
+        produces = (past[rows] == 0) & (legal[rows, cells, 4] > 0)
+        assert (given[rows[produces], cells[produces], 0] == 4).all()
+        assert not given[rows[past[rows] == 1], cells[past[rows] == 1], 0].any()
+        assert not given[~waiting].any()
+        obs, rewards, terminations, truncations, infos = envs.step(wait)
+        ended = terminations | truncations
+        np.testing.assert_array_equal(ended[:20:2], ended[1:20:2])
+        if ended[:20].any():
+            break
+    units = infos["final_obs"][:, 11].sum((1, 2))  # a base and a worker in the beginning
+    assert ended[:20].all() and (units[past == 0] > 2).any() and (units[:20][past[:20] != 0] == 2).all()
+
+
+@in_a_process
+def test_points_and_returns_are_those_of_who_met_a_past_self():
+    kwargs = {"self_play": True, "share": 0.5, "max_episode_steps": 40}
+    envs, rng = make_vec(GRID, 20, kwargs, layout="grid"), np.random.default_rng(0)
+    raw = envs.unwrapped
+    raw.meet(past_team(verb=1))
+    infos, returns, expected, games = envs.reset(seed=0)[1], np.zeros(20), [], 0
+    while games < 40:
+        others = raw.past >= 0
+        _, rewards, terminations, truncations, infos = envs.step(random_orders(rng, infos))
+        returns, ended = returns + rewards, terminations | truncations
+        if ended.any():
+            np.testing.assert_array_equal(infos["_episode"], ended & ~others)
+            expected += returns[ended & ~others].tolist()
+            met = others.reshape(10, 2)[:, ::-1].ravel()
+            np.testing.assert_array_equal(np.isfinite(infos["final_info"]["points_pool"])[ended], met[ended])
+            returns[ended], games = 0, games + (ended & met).sum()
+    assert envs.ended["episodic_return"] == pytest.approx(expected) and len(envs.ended["points_pool"]) == games
+    raw.past[:4], raw.past[4:], raw.result[:] = [-1, 0, 0, -1], -1, 0
+    raw.result[:4] = [1, -1, 1, -1]
+    assert raw._final_info(np.arange(5))["points_pool"].tolist() == pytest.approx(
+        [1, np.nan, np.nan, 0, np.nan], nan_ok=True
+    )
+    assert raw._final_info(np.arange(5))["by_other"].tolist() == [False, True, True, False, False]
+    for wrong in ({"self_play": True, "share": 1.5}, {"share": 0.5}):
+        with pytest.raises(ValueError, match="Expected share from 0 to 1, and self_play with it"):
+            make_vec(GRID, 2, wrong, layout="grid")
+
+
 @in_a_process
 def test_harvest_pays_one_for_each_harvest_and_return():
     envs, rng = make_vec(HARVEST, 4, {"size": 4}), np.random.default_rng(0)
@@ -309,6 +382,13 @@ def test_the_scripts_train_on_it(tmp_path):
                       "--minibatch-size", "64", "--env-kwargs", *map_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Evaluation: episodic_return" in done.stdout and "success" in done.stdout
+    (tmp_path / "pool").mkdir()
+    done = script.run(tmp_path / "pool", "ppo_gridwise", "--env-id", GRID, *small, "--minibatch-size", "64",
+                      "--env-kwargs", *map_path, "self_play", "True", "share", "1.0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "success" in done.stdout and "points_pool" not in done.stdout  # evaluation has no past selves
+    points = script.tensorboard(tmp_path / "pool").Scalars("charts/points_pool")
+    assert points and all(0 <= event.value <= 1 for event in points)
     (tmp_path / "flat").mkdir()
     done = script.run(tmp_path / "flat", "ppo_action_mask", "--env-id", HARVEST, *small, "--minibatch-size", "64",
                       "--env-kwargs", "size", "4")  # fmt: skip

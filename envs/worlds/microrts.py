@@ -11,9 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
+from envs.players import POOL, Team
 from envs.worlds.drawing import ACCENT, GOLD, GRID, ILLEGAL, INK, LEGAL, MUTED, PAPER, canvas, pixels, text
 
 INSTALL = (
@@ -104,11 +106,18 @@ class MicroRTS(BatchedEnv):
     holds out would get more than who wins. So their weights `fade`, and in the end the return is won or lost games.
 
     ## Starting State
-    That of the map. The seed changes nothing: the bots that use chance draw it in Java.
+    That of the map. The seed changes nothing but past selves: the bots that use chance draw it in Java.
 
     ## Episode End
     Termination: one side has no unit left. Truncation: after `max_episode_steps`. `final_info` has `success`, 1 where
     the game was won, `drawn`, where time ran out or nobody was left, and `lost`.
+
+    ## Past selves
+    In a `share` of the games of self-play one seat, drawn, is played by one of the last 16 agents that this training
+    was earlier (`meet`), once there is one. No unit of that seat is in `agent_mask`, so that its log-probability,
+    entropy and gradient are 0, and no script has to know. Its rewards are those of the past self, and its episode does
+    not count (`by_other`). `final_info` of the other seat has `points_pool`, 1 for a win and a half for a draw, NaN in
+    other games.
 
     ## Action Mask
     `agent_mask` (N, H, W) int8 is 1 where a unit of one's own takes orders and has a choice; `action_mask`
@@ -121,7 +130,7 @@ class MicroRTS(BatchedEnv):
 
     `uses` (6, 7) bool says which fields an order needs; the others do not count.
 
-    The game cannot be saved: there is no `get_state`, and a resumed run begins with new games.
+    The game cannot be saved: there is no `get_state`, and a resumed run begins with new games, and with no past self.
 
     ## Arguments
     Args:
@@ -132,6 +141,7 @@ class MicroRTS(BatchedEnv):
         partial_obs: hide what no unit of one's own sees, from both sides.
         self_play: the environments 2i and 2i + 1 are the two seats of one game; the last of an odd number plays the
             first of `opponents`.
+        share: of the games of self-play that are against past selves.
         frame_skip: frames after each step in which no orders are given; rewards are summed.
         skip_idle: play on to the next frame in which a unit of one's own takes orders (in self-play: of either side),
             so that steps, discount and entropy are those of decisions; rewards are summed.
@@ -166,6 +176,7 @@ class MicroRTS(BatchedEnv):
         opponents: str | tuple[str, ...] = ("coacAI",),
         partial_obs: bool = False,
         self_play: bool = False,
+        share: float = 0.0,
         frame_skip: int = 0,
         skip_idle: bool = True,
         exact_masks: bool = True,
@@ -178,6 +189,8 @@ class MicroRTS(BatchedEnv):
         if frame_skip < 0 or len(reward_weights) != len(REWARDS):
             expected = f"frame_skip at least 0 and {len(REWARDS)} reward_weights, for {', '.join(REWARDS)}"
             raise ValueError(f"Expected {expected}; got {frame_skip} and {reward_weights}.")
+        if not 0 <= share <= 1 or (share and not self_play):
+            raise ValueError(f"Expected share from 0 to 1, and self_play with it; got {share} and {self_play}.")
         bots, folder = load_game()
         known = sorted(name for name, value in vars(bots).items() if callable(value))
         if not names or set(names) - set(known):
@@ -202,6 +215,8 @@ class MicroRTS(BatchedEnv):
         self.taken = np.zeros((num_envs, shape[0] * shape[1]), bool)  # cells, by orders under way
         self.funds = np.zeros(num_envs, np.int64)  # resources that no order under way will cost
         self.result = np.zeros(num_envs)  # of the last step: 1 won, -1 lost, 0 neither
+        self.share, self.pool = share, []  # past selves
+        self.past = np.full(num_envs, -1)  # which of them plays a seat, -1 for none
 
         from jpype import JArray, JClass, JInt
 
@@ -221,6 +236,11 @@ class MicroRTS(BatchedEnv):
             bot = getattr(bots, names[(i - paired) % len(names)])(units)
             self.games.append((single(rewards, "", str(path), bot, units, partial_obs), (i,), (0,)))
 
+    def meet(self, agent: torch.nn.Module) -> None:
+        """Take a copy of the agent into the pool of past selves."""
+        if self.share:
+            self.pool = [*self.pool, Team(agent)][-POOL:]
+
     def _action_space(self) -> spaces.MultiDiscrete:
         return spaces.MultiDiscrete(np.tile(CHOICES, (self.height, self.width, 1)))
 
@@ -235,9 +255,16 @@ class MicroRTS(BatchedEnv):
             game.reset(*player)
         self._read_masks(games)
         self._look(games)
+        self.past[rows] = -1
+        if self.pool:
+            pairs = np.array([seats for _, seats, _ in games if len(seats) == 2]).reshape(-1, 2)
+            draws = self._uniform(pairs, 3)
+            drawn = np.flatnonzero(draws[:, 0] < self.share)
+            seats = pairs[drawn, (draws[drawn, 1] < 0.5) * 1]
+            self.past[seats] = (draws[drawn, 2] * len(self.pool)).astype(int)
 
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
-        rows, cells, orders = self._orders(np.asarray(actions))
+        rows, cells, orders = self._orders(self._with_past(np.asarray(actions)))
         legal = np.take_along_axis(self.masks[rows, cells, 1:], orders + STARTS, axis=1) > 0
         given = (orders[:, 0] > 0) & (legal | ~USES[orders[:, 0]]).all(axis=1)
         lists, counts = np.column_stack([cells, orders])[given], np.bincount(rows[given], minlength=self.num_envs)
@@ -268,6 +295,17 @@ class MicroRTS(BatchedEnv):
         rewards[:, 1:] *= max(0.0, 1 - self.age / self.fade) if self.fade else 1.0
         self.age += 1
         return rewards @ self.reward_weights, over
+
+    def _with_past(self, actions: np.ndarray) -> np.ndarray:
+        """The actions with those of past selves in their seats."""
+        acting = (self.past >= 0) & self.masks[..., 0].any(axis=1)
+        for index in np.unique(self.past[acting]):
+            rows = np.flatnonzero(acting & (self.past == index))
+            masks, seed = self._units(rows), int(self.np_random.integers(2**62))
+            orders = self.pool[index].sample(self._observe(rows), masks["agent_mask"], masks["action_mask"], seed)
+            actions = actions.copy()
+            actions[rows] = orders
+        return actions
 
     def _look(self, games: list[Game]) -> None:
         for game, seats, _ in games:
@@ -320,6 +358,13 @@ class MicroRTS(BatchedEnv):
         return (layers[:, self._layer] == self._value).view(np.uint8)
 
     def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        info, others = self._units(rows), self.past[rows] >= 0
+        for masks in info.values():
+            masks[others] = 0
+        return info
+
+    def _units(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The masks of all units of these seats, whoever plays them."""
         row, cell = np.nonzero(self.masks[rows, :, 0])
         shape = (len(rows), -1, self.height, self.width)
         agents = np.zeros((len(rows), self.masks.shape[1]), np.int8)
@@ -330,7 +375,12 @@ class MicroRTS(BatchedEnv):
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         result = self.result[rows]
-        return {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
+        info = {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
+        if self.share:
+            other = np.minimum(rows ^ 1, self.num_envs - 1)  # the other seat; who is alone is its own
+            info["points_pool"] = np.where(self.past[other] >= 0, (1 + result) / 2, np.nan)
+            info["by_other"] = self.past[rows] >= 0
+        return info
 
     def _render_rgb(self, row: int) -> np.ndarray:
         # Drawn at twice the size and halved at the end: smooth edges.
