@@ -39,7 +39,8 @@ class BatchedEnv(VectorEnv):
     * `_observe(rows)`: the observation of these rows, freshly allocated: an array (R, ...) or a dict of such arrays.
     * `_info(rows)`: a dict of arrays (R, ...); `action_mask` (R, sum of choices) int8 among them, unless a
       `VectorMaskFunction` around the environment makes it. `_final_info(rows)` adds what is known when an episode ends:
-      by convention `optimal_return`, the return of best play, and `optimal_length`, its number of steps.
+      by convention `optimal_return`, the return of best play, and `optimal_length`, its number of steps; `points_...`,
+      what was got against a kind of opponent, NaN against others; `by_other`, True where somebody else had the seat.
 
     Autoreset is SAME_STEP: where an episode ends, the returned observation and info are those of the new episode, and
     `infos["final_obs"]` and `infos["final_info"]` hold those of the finished one. Unlike Gymnasium's own vector

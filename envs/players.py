@@ -11,8 +11,8 @@ KINDS = {"actor": np.tanh, "network": lambda x: np.maximum(x, 0)}  # the layers 
 
 
 def introduce(envs: Any, agent: torch.nn.Module, iteration: int, num_iterations: int) -> None:
-    """Let a world with a pool of past agents, which has a method `meet`, copy this one: 32 times in a training."""
-    if hasattr(envs, "meet") and iteration % max(1, num_iterations // 32) == 0:
+    """Let a world that has a pool of past agents, as its `meets` says, `meet` this one: 32 times in a training."""
+    if getattr(envs, "meets", False) and iteration % max(1, num_iterations // 32) == 0:
         envs.meet(agent)
 
 

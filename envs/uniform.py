@@ -68,7 +68,8 @@ class UniformVectorEnv(VectorWrapper):
         learns: whether what is seen counts in the statistics; not in evaluation.
 
     Raises:
-        ValueError: another autoreset mode, an unsupported space, and at run time a missing or broken mask, or NaN or
+        ValueError: another autoreset mode, an unsupported space, scaled observations in a world with past selves, which
+            would not see them, and at run time a missing or broken mask, or NaN or
             inf in an observation or reward, with the environment's index.
     """
 
@@ -117,6 +118,8 @@ class UniformVectorEnv(VectorWrapper):
         self.uses = None if uses is None else check_uses(uses, self.nvec)
         self.statistics, self.learns, self.obs_dtype = statistics or None, learns, flat_dtype(self.raw_space)
         if statistics and statistics.obs:
+            if getattr(env.unwrapped, "meets", False):
+                raise ValueError("--norm-obs: past selves see observations as the world gives them. Leave it out.")
             self.obs_dtype = np.dtype(np.float32)
         if layout != "grid":
             one = len(self.nvec) == 1

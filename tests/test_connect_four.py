@@ -16,7 +16,8 @@ from test_scripts import main
 import ppo_action_mask as ppo
 from envs.episodes import evaluate
 from envs.make import make_vec
-from envs.players import Player
+from envs.players import Player, introduce
+from envs.statistics import Statistics
 from envs.worlds.connect_four import CELLS, COLUMNS, LINES, PASS, ConnectFour, drops, has_four, negamax
 
 BITS = np.uint64(1) << CELLS.astype(np.uint64)  # (6, 7), top row first
@@ -210,14 +211,15 @@ def rollout(env, steps, rng):
 
 @pytest.mark.parametrize("opponent", ["random", "minimax", "self", "pool"])
 def test_a_saved_state_goes_on_bit_for_bit(opponent):
-    env = ConnectFour(40, opponent, depth=2, share=0.9)
+    env = ConnectFour(80, opponent, depth=2, share=0.9)
     env.reset(seed=0)
-    env.meet(past_agent())
+    if opponent == "pool":
+        env.meet(past_agent())
     rollout(env, 50, np.random.default_rng(0))
     if opponent == "pool":
         assert set(env.by.ravel()) == {-1, 0, 1, 2, 3}  # environments, the yardsticks, the past agent
     state = env.get_state()
-    other = ConnectFour(40, opponent, depth=2, share=0.9)
+    other = ConnectFour(80, opponent, depth=2, share=0.9)
     other.reset(seed=5)
     other.set_state(state)
     first, second = (rollout(e, 60, np.random.default_rng(1)) for e in (env, other))
@@ -289,6 +291,16 @@ def test_others_play_as_their_kind_does():
     assert counts.min() / counts.max() > 0.6
     assert (columns[(by == 3) & room[:, 6]] == 6).all() and (by == 3).sum() > 1000
     assert (columns[(by == 3) & ~room[:, 6]] != 6).all()
+
+
+def test_a_training_introduces_itself_32_times_to_a_world_with_a_pool():
+    for opponent, count in (("pool", 16), ("self", 0)):  # the last 16
+        env, met = ConnectFour(2, opponent), 0
+        for iteration in range(1, 65):
+            before = env.pool
+            introduce(env, past_agent(), iteration, 64)
+            met += env.pool is not before
+        assert (met, len(env.pool)) == (2 * count, count)
 
 
 def test_points_are_of_who_was_met_and_episodes_of_others_do_not_count():
@@ -400,6 +412,9 @@ def test_what_is_no_player_is_refused(tmp_path, monkeypatch):
          "--eval-episodes", "0")  # fmt: skip
     with pytest.raises(ValueError, match="trained on Masked/JobRouting-v0; expected ConnectFour"):
         ConnectFour(1, opponent=str(run_folder(tmp_path) / "checkpoint.pt"))
+    with pytest.raises(ValueError, match="--norm-obs: past selves see observations as the world gives them"):
+        make_vec("Masked/ConnectFour-v0", 2, {"opponent": "pool"}, statistics=Statistics(True, False, 0.9))
+    make_vec("Masked/ConnectFour-v0", 2, {"opponent": "self"}, statistics=Statistics(True, False, 0.9))
     for kwargs in ({"depth": 0}, {"share": 1.5}):
         with pytest.raises(ValueError, match="Expected depth of at least 1 and share from 0 to 1"):
             ConnectFour(1, **kwargs)

@@ -160,7 +160,7 @@ class ConnectFour(BatchedEnv):
             num_envs, spaces.Box(0, 1, (ROWS, COLUMNS, 3), np.int8), spaces.Discrete(COLUMNS + 1), max_episode_steps,
             render_mode,
         )  # fmt: skip
-        self.opponent, self.depth, self.share = opponent, depth, share
+        self.opponent, self.share, self.meets = opponent, share, opponent == "pool"
         self.others = [partial(search, depth=depth if opponent == "minimax" else 0)]  # who else may play
         if opponent == "pool":
             self.others = [partial(search, depth=n) for n in YARDSTICKS.values()]
@@ -184,8 +184,7 @@ class ConnectFour(BatchedEnv):
 
     def meet(self, agent: torch.nn.Module) -> None:
         """Take a copy of an agent into the pool of past ones."""
-        if self.opponent == "pool":
-            self._fill([*self.pool, weights_of(agent)][-POOL:])
+        self._fill([*self.pool, weights_of(agent)][-POOL:])
 
     def get_state(self) -> dict[str, Any]:
         """As of any world, and the pool."""

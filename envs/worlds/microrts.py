@@ -215,7 +215,7 @@ class MicroRTS(BatchedEnv):
         self.taken = np.zeros((num_envs, shape[0] * shape[1]), bool)  # cells, by orders under way
         self.funds = np.zeros(num_envs, np.int64)  # resources that no order under way will cost
         self.result = np.zeros(num_envs)  # of the last step: 1 won, -1 lost, 0 neither
-        self.share, self.pool = share, []  # past selves
+        self.share, self.meets, self.pool = share, share > 0, []  # past selves
         self.past = np.full(num_envs, -1)  # which of them plays a seat, -1 for none
 
         from jpype import JArray, JClass, JInt
@@ -238,8 +238,7 @@ class MicroRTS(BatchedEnv):
 
     def meet(self, agent: torch.nn.Module) -> None:
         """Take a copy of the agent into the pool of past selves."""
-        if self.share:
-            self.pool = [*self.pool, Team(agent)][-POOL:]
+        self.pool = [*self.pool, Team(agent)][-POOL:]
 
     def _action_space(self) -> spaces.MultiDiscrete:
         return spaces.MultiDiscrete(np.tile(CHOICES, (self.height, self.width, 1)))
@@ -376,7 +375,7 @@ class MicroRTS(BatchedEnv):
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         result = self.result[rows]
         info = {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
-        if self.share:
+        if self.meets:
             other = np.minimum(rows ^ 1, self.num_envs - 1)  # the other seat; who is alone is its own
             info["points_pool"] = np.where(self.past[other] >= 0, (1 + result) / 2, np.nan)
             info["by_other"] = self.past[rows] >= 0
