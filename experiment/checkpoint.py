@@ -130,7 +130,8 @@ def restore_rank(run: Any) -> None:
     """Restore this rank's own state; environments that cannot be saved restart, with another seed.
 
     Raises:
-        ValueError: the checkpoint was written by another number of ranks, or all steps are played already.
+        ValueError: the checkpoint was written by another number of ranks, all steps are played already, or the state is
+            of another version of the environments.
     """
     ranks, run.iteration = run.checkpoint["ranks"], run.checkpoint["iteration"]
     run.global_step = run.iteration * run.steps
@@ -149,7 +150,11 @@ def restore_rank(run: Any) -> None:
         run.envs.reset(seed=run.seed + run.iteration * run.args.num_envs)
     for name, thing in run.own.items():
         if mine[name] is not None:
-            thing.set_state(swap_arrays(mine[name]))
+            try:
+                thing.set_state(swap_arrays(mine[name]))
+            except (KeyError, ValueError) as error:
+                fits = f"its {name} fit another version of these"
+                raise ValueError(f"{run.path}: {fits} ({error}); train anew.") from error
 
 
 def say_what_total_changes(run: Any) -> None:

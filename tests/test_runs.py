@@ -320,6 +320,7 @@ def test_weights_that_are_no_numbers_are_refused(trained):
     (lambda saved: saved.pop("model"), "holds no model, which ppo_action_mask.py keeps"),
     (lambda saved: saved["ranks"][0].pop("generator"), "holds no generator, which ppo_action_mask.py keeps"),
     (lambda saved: saved["model"].popitem(), "its model does not fit this ppo_action_mask.py: .*Missing key"),
+    (lambda saved: saved["ranks"][0]["envs"].popitem(), "its envs fit another version of these .*; train anew"),
     (lambda saved: saved["model"].update(more=torch.zeros(2)), "its model does not fit .*Unexpected key"),
     (lambda saved: saved["model"].update({"actor.0.weight": torch.zeros(3, 3)}), "its model does not fit .*mismatch"),
 ])  # fmt: skip
