@@ -365,7 +365,11 @@ def microrts(name: str) -> str:
         "final_kl": lambda run: f"{run['final_kl']:.4f}",
     }
     lines = ["| map | arm | return at the end | solved after | return, mask removed | KL at the end |", "|-|-|-|-|-|-|"]
-    for arm, sizes in study(name).items():
+    differences = {
+        "mask, each field's ratio clipped": study(f"{name}_each_field")["mask"],
+        "mask, entropy added to the loss": study(f"{name}_certain")["mask"],
+    }
+    for arm, sizes in (study(name) | differences).items():
         for size, runs in sizes.items():
             published = PUBLISHED.get((arm, size), {})
             texts = [
