@@ -111,9 +111,9 @@ def commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout[:-1]
 
 
-def curve(events: EventAccumulator, points: int = 50) -> list[tuple[int, float]]:
-    """The training return, about `points` pairs of steps and mean return."""
-    scalars = events.Scalars("charts/episodic_return")
+def curve(events: EventAccumulator, points: int = 50, tag: str = "charts/episodic_return") -> list[tuple[int, float]]:
+    """The training return, or what the tag says, about `points` pairs of steps and mean."""
+    scalars = events.Scalars(tag)
     groups = np.array_split(np.array([(event.step, event.value) for event in scalars]), min(points, len(scalars)))
     return [(int(step), round(value, 3)) for step, value in (group.mean(0).tolist() for group in groups)]
 

@@ -130,5 +130,19 @@ def add_entropy_to_loss(script: ModuleType) -> None:
     script.ppo_loss = lambda agent, mb, args: loss(agent, mb, dataclasses.replace(args, ent_coef=-args.ent_coef))
 
 
+def count_unused_in_entropy() -> None:
+    """Let further trainings of ppo_gridwise on MicroRTS leave fields that do not count out of the ratio, and only there."""
+    import ppo_gridwise
+    from envs.worlds.microrts import USES
+
+    uses = torch.from_numpy(USES)
+
+    def log_prob(policy: Any, action: Tensor) -> Tensor:
+        log_probs = policy.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return (log_probs * uses[action[:, 0]]).sum(-1)
+
+    ppo_gridwise.CategoricalMasked.log_prob = log_prob
+
+
 def _always_sampled(act: Callable) -> Callable:
     return lambda obs, mask, field_mask=None, greedy=False: act(obs, mask, field_mask)

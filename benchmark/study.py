@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from scores import ROOT, commit, curve, train
+from scores import MICRORTS, ROOT, commit, curve, train
 
 ARMS = {  # Huang & Ontanon 2020, https://arxiv.org/abs/2006.14171
     "mask": "--mask-mode mask",
@@ -53,7 +53,14 @@ PUBLISHED = {
     for arm in ("penalty -0.01", "penalty -0.1", "penalty -1", "none")
     for size in (10, 24)
 }
-KEPT = ("optimality", "episodic_return", "success", "illegal_rate")  # of the scores, with the mask and without
+KEPT = (
+    "optimality",
+    "episodic_return",
+    "success",
+    "drawn",
+    "lost",
+    "illegal_rate",
+)  # of the scores, with the mask and without
 KEPT += tuple(f"{key}_{way}" for way in ("no_mask", "predicted_mask", "mask_dropped") for key in KEPT)
 
 
@@ -87,6 +94,14 @@ HARVEST = (
     "--num-envs 10 --num-steps 200 --minibatch-size 250 --update-epochs 10 --learning-rate 3e-4 --gae-lambda 0.97 "
     "--hidden-dim 128 --norm-obs --eval-episodes 20 --no-save-model"
 )
+
+TEAMS = f"--total-timesteps 400000 --eval-episodes 100 --no-save-model {MICRORTS} 1000 opponents {{point}}"
+TEAM_ARMS = {
+    "as the script has it": "",
+    "unused fields not counted": "--no-count-unused",
+    "joint ratio": "--ratio joint",
+    "rewards never fade": "fade 0",  # goes on with --env-kwargs
+}
 
 STUDIES = {
     # As many machines are up at any time, whatever their number: only what the mask rules out grows.
@@ -178,6 +193,16 @@ STUDIES = {
         {"agent": "--ratio agent", "joint": "--ratio joint"},
         (1, 2, 3),
     ),
+    # Teams that play a game: what unused fields and the ratio are worth, and rewards of the way that never fade.
+    "teams": Study("ppo_gridwise", TEAMS, ("workerRushAI",), TEAM_ARMS, (1, 2, 3)),
+    "teams_entropy": Study(
+        "ppo_gridwise",
+        TEAMS,
+        ("workerRushAI",),
+        {"unused fields in the entropy alone": ""},
+        (1, 2, 3),
+        prepare="benchmark.seam:count_unused_in_entropy",
+    ),
 }
 
 
@@ -210,24 +235,29 @@ def record(study: Study, point: int | str, arm: str, seed: int, flags: str) -> d
         return float(f"{np.median([event.value for event in events.Scalars(tag)]):.3g}")
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "gymnasium"))
-    return {
-        "point": point,
-        "arm": arm,
-        "seed": seed,
-        "flags": flags,
-        "commit": commit(),
-        "versions": f"Python {platform.python_version()}, {packages}",
-        "minutes": round((time.time() - start) / 60, 2),
-        "scores": {key: round(value, 4) for key, value in scores.items() if key in KEPT},
-        "approx_kl": middle("losses/approx_kl"),  # medians over the training
-        "clipfrac": middle("losses/clipfrac"),
-        "steps_per_second": middle("charts/SPS"),
-        # The paper's estimate, the mean of its last ten values.
-        "final_kl": float(f"{np.mean([event.value for event in events.Scalars('losses/old_approx_kl')][-10:]):.3g}"),
-        "final_return": round(returns[-1].value, 3),
-        "solved": solved[0] / returns[-1].step if solved else None,  # the share of the steps
-        "curve": curve(events, 25),
-    }
+    return (
+        {
+            "point": point,
+            "arm": arm,
+            "seed": seed,
+            "flags": flags,
+            "commit": commit(),
+            "versions": f"Python {platform.python_version()}, {packages}",
+            "minutes": round((time.time() - start) / 60, 2),
+            "scores": {key: round(value, 4) for key, value in scores.items() if key in KEPT},
+            "approx_kl": middle("losses/approx_kl"),  # medians over the training
+            "clipfrac": middle("losses/clipfrac"),
+            "steps_per_second": middle("charts/SPS"),
+            # The paper's estimate, the mean of its last ten values.
+            "final_kl": float(
+                f"{np.mean([event.value for event in events.Scalars('losses/old_approx_kl')][-10:]):.3g}"
+            ),
+            "final_return": round(returns[-1].value, 3),
+            "solved": solved[0] / returns[-1].step if solved else None,  # the share of the steps
+            "curve": curve(events, 25),
+        }
+        | ({"won": curve(events, 25, "charts/success")} if "success" in scores else {})
+    )
 
 
 def main(args: Args) -> None:
