@@ -54,8 +54,8 @@ RUNS = {
         "MicroRTS 8x8, workerRushAI": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 1000000",
         "MicroRTS 8x8, workerRushAI, short": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 400000",
         "MicroRTS 8x8, lightRushAI": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 1000000",
-        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} 2000 map_path maps/16x16/basesWorkers16x16.xml opponents lightRushAI "
-        "--total-timesteps 1000000",
+        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} 2000 map_path maps/16x16/basesWorkers16x16.xml opponents "
+        "lightRushAI --total-timesteps 1000000",
     },
     "ppo_recurrent_mask": {
         "Vault": "--total-timesteps 1000000",

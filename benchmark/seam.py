@@ -131,7 +131,7 @@ def add_entropy_to_loss(script: ModuleType) -> None:
 
 
 def count_unused_in_entropy() -> None:
-    """Let further trainings of ppo_gridwise on MicroRTS leave fields that do not count out of the ratio, and only there."""
+    """Let further trainings of ppo_gridwise on MicroRTS leave unused fields out of the ratio, and only there."""
     import ppo_gridwise
     from envs.worlds.microrts import USES
 
