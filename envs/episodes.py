@@ -1,6 +1,5 @@
 """Episodes played by an agent: their scores, and moments of one to draw."""
 
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
+from envs.foreign import reason
 from envs.masks import drop_legal
 from envs.uniform import POINTS, UniformVectorEnv
 
@@ -17,12 +17,6 @@ EVALUATION_SEED = 2**31  # no training has it, for --seed ends below
 # observation: there an agent with memory begins anew. All of them do in the first call. Where fields depend on each
 # other, a fourth argument is the environments' `field_mask`.
 Play = Callable[..., np.ndarray]
-
-
-def reason(error: Exception) -> str:
-    """What an error says, in one line; where it was raised if it says nothing, as Gymnasium's own render() does."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return " ".join(str(error).split()) or f"raised in {where.name}(), line {where.lineno} of {where.filename}"
 
 
 @contextmanager

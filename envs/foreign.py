@@ -1,6 +1,7 @@
 """Environments that others wrote are guests: checked, copied, never written to, and their conventions become one."""
 
 import multiprocessing
+import traceback
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from multiprocessing.connection import Connection
@@ -18,6 +19,12 @@ KNOWN = ("optimal_return", "optimal_length", "success", "drawn", "lost")  # of a
 METHODS = ("field_mask", "action_masks", "get_available_actions")  # of a field, of an action; legal actions
 MAX_JOINT = 1_000_000  # entries of a mask of whole actions
 STEP = "obs, reward, terminated, truncated and info"
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line; where it was raised if it says nothing, as Gymnasium's own render() does."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return " ".join(str(error).split()) or f"raised in {where.name}(), line {where.lineno} of {where.filename}"
 
 
 class Guest(gym.Wrapper):
@@ -109,7 +116,7 @@ class Guest(gym.Wrapper):
     def _blame(self, call: str, error: Exception, expected: str) -> ValueError:
         return ValueError(
             f"Environment {self.index}: {call} of {type(self.env.unwrapped).__name__} raised {type(error).__name__}: "
-            f"{error}. Expected {expected}, as Gymnasium's environments return them."
+            f"{reason(error)}. Expected {expected}, as Gymnasium's environments return them."
         )
 
     def _refuse_renumbering(self, chain: list[gym.Env]) -> None:

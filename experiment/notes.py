@@ -10,7 +10,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from envs.episodes import reason
+from envs.foreign import reason
 
 HOUSE = Path(__file__).parent.parent
 

@@ -254,8 +254,13 @@ class Raises(Doors):
         raise KeyError("board")
 
 
-for name, kind in (("Over", Over), ("NoMask", NoMask), ("HalfLegal", HalfLegal), ("Raises", Raises)):
-    gym.register(f"Test/{name}-v0", kind, disable_env_checker=True)
+class SaysNothing(Doors):
+    def step(self, action):
+        raise AssertionError
+
+
+for kind in (Over, NoMask, HalfLegal, Raises, SaysNothing):
+    gym.register(f"Test/{kind.__name__}-v0", kind, disable_env_checker=True)
 
 
 @pytest.mark.parametrize("cut", ["terminated", "truncated"])
@@ -278,6 +283,13 @@ def test_a_method_that_is_not_implemented_is_no_mask_and_one_that_raises_is_name
     for name in ("NoMask", "Raises", "HalfLegal"):  # without masks, nothing that is wrong with them stops anybody
         envs = make_vec(f"Test/{name}-v0", 2, {"convention": "own"}, require_mask=False)
         assert (envs.reset(seed=0)[1]["action_mask"] == 1).all()
+
+
+def test_an_error_without_a_message_says_where_it_was_raised():
+    envs = make_vec("Test/SaysNothing-v0", 2)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=r"SaysNothing raised AssertionError: raised in step\(\), line \d+ of .*py"):
+        envs.step(np.zeros(2, int))
 
 
 class Renumber(gym.ActionWrapper):
