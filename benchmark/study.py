@@ -69,7 +69,7 @@ class Study:
     """All runs of a script over points of difficulty, arms and seeds."""
 
     script: str
-    flags: str  # {point} stands for the point
+    flags: str  # {point} stands for the point, here and in the arms
     points: tuple[int | str, ...]
     arms: dict[str, str]
     seeds: tuple[int, ...]
@@ -146,6 +146,19 @@ STUDIES = {
         )
         for name in ("each_field", "certain")
     },
+    # What masks that forbid what the game refuses change there, in the paper's two fields and in all of them.
+    "microrts_exact": Study(
+        "ppo_action_mask",
+        HARVEST,
+        (4, 10),
+        {
+            "exact masks": "--env-kwargs exact_masks True units_only True size {point}",
+            "exact masks of all fields": "--env-kwargs exact_masks True size {point}",
+        },
+        (1, 2),
+        solved=40.0,
+        prepare="benchmark.as_published:prepare",
+    ),
     # As many parcels, on a shelf with more and more empty places.
     "hidden": Study(
         "ppo_attention_mask",
@@ -267,7 +280,7 @@ def main(args: Args) -> None:
         runs = json.loads(path.read_text()) if path.exists() else []
         points = [point for point in study.points if str(point) in args.points or not args.points]
         for seed, arm, point in product(args.seeds or study.seeds, args.arms or study.arms, points):
-            flags = f"{study.flags.format(point=point)} {study.arms[arm]} --seed {seed} {args.flags}".strip()
+            flags = f"{study.flags} {study.arms[arm]}".format(point=point) + f" --seed {seed} {args.flags}".rstrip()
             if any(run["flags"] == flags for run in runs):
                 continue
             runs.append(record(study, point, arm, seed, flags))
