@@ -384,6 +384,24 @@ def draw_microrts() -> None:
     save_with_legend(figure, maps[0], "study_microrts")
 
 
+def draw_teams() -> None:
+    """Games of MicroRTS won while training, each seed a line: outcomes have two peaks, so that means say little."""
+    shown = {
+        "Unused fields": ("as the script has it", "unused fields in the entropy alone", "unused fields not counted"),
+        "Ratio": ("as the script has it", "joint ratio"),
+        "Rewards of the way": ("as the script has it", "rewards never fade"),
+    }
+    runs = load("study_teams") + load("study_teams_entropy")
+    figure, grid = plots({f"{title}: games won": "environment steps" for title in shown})
+    for axes, arms in zip(grid, shown.values(), strict=True):
+        for arm, color in zip(arms, COLORS, strict=False):
+            for seed, curve in enumerate(run["won"] for run in runs if run["arm"] == arm):
+                axes.plot(*zip(*curve, strict=True), color=color, label=None if seed else arm, linewidth=1.2)
+        axes.set_ylim(-0.02, 1.02)
+        axes.legend(labelcolor=INK, framealpha=0, fontsize=8)
+    save(figure, "study_teams")
+
+
 def draw_games() -> None:
     """Connect Four through the trainings: points against a search, and the first mover's in self-play by odds."""
     titles = {
@@ -409,6 +427,7 @@ if __name__ == "__main__":
     draw_ratio()
     if load("study_microrts"):
         draw_microrts()
+    draw_teams()
     draw_growth()
     draw_games()
     draw_logits()

@@ -7,6 +7,7 @@ from math import floor, inf
 from pathlib import Path
 from statistics import mean, median
 
+import numpy as np
 from defaults import TASKS
 from scores import ROOT, RUNS
 from study import PUBLISHED
@@ -40,7 +41,7 @@ def files() -> str:
     def score(script: str, name: str, words: str) -> str:
         _, key, share = SCORES[name.split()[0].strip(",")]
         runs = recorded[script][name]
-        minutes = median(run["minutes"] for run in runs)
+        minutes = round(median(run["minutes"] for run in runs), 2)
         middle = spread([run["scores"][key] for run in runs], share).split(" [")[0]
         return f"{name}: {middle}{words}, {minutes} min"
 
@@ -91,13 +92,14 @@ def files() -> str:
 def results(script: str) -> str:
     """Scores of a script with the mask, and of the same agents with the mask removed at evaluation."""
     runs = json.loads((ROOT / f"docs/results/{script}.json").read_text())
-    lines = ["| flags | score | with the mask | the mask removed | minutes |", "|-|-|-|-|-|"]
+    lines = ["| flags | score | with the mask | the mask removed | seeds | minutes |", "|-" * 6 + "|"]
     for name in filter(runs.get, RUNS[script]):
         what, key, share = SCORES[re.split("[ ,]", name)[0]]
         flags = re.sub(r" --seed.*", "", runs[name][0]["flags"])
         masked, removed = ([run["scores"][k] for run in runs[name]] for k in (key, f"{key}_no_mask"))
-        minutes = median(run["minutes"] for run in runs[name])
-        lines.append(f"| `{flags}` | {what} | {spread(masked, share)} | {spread(removed, share)} | {minutes} |")
+        minutes = round(median(run["minutes"] for run in runs[name]), 2)
+        cells = (spread(masked, share), spread(removed, share), str(len(masked)), str(minutes))
+        lines.append(f"| `{flags}` | {what} | {' | '.join(cells)} |")
     if "Maze" in runs:
         paths = [run["scores"] for run in runs["Maze"]]
         ratio = max(path["episodic_length"] / path["optimal_length"] for path in paths)
@@ -369,6 +371,7 @@ def microrts(name: str) -> str:
         "mask, each field's ratio clipped": study(f"{name}_each_field")["mask"],
         "mask, entropy added to the loss": study(f"{name}_certain")["mask"],
     }
+    differences |= {f"mask, {arm}": sizes for arm, sizes in study(f"{name}_exact").items()}
     for arm, sizes in (study(name) | differences).items():
         for size, runs in sizes.items():
             published = PUBLISHED.get((arm, size), {})
@@ -378,6 +381,39 @@ def microrts(name: str) -> str:
             ]
             lines.append(f"| {size}x{size} | {arm} | {' | '.join(texts)} |")
     return "\n".join(lines)
+
+
+def teams(name: str) -> str:
+    """Games of MicroRTS that each seed won and drew, and whether a higher return meant more of them."""
+    cells = study(name) | study(f"{name}_entropy")
+    lines = [
+        "| arm | games won of 100, each seed | drawn | won while training | rank correlation of return and games won |",
+        "|-" * 5 + "|",
+    ]
+
+    def row(arm: str, texts: Callable[[dict], str]) -> str:
+        return ", ".join(texts(run) for points in cells[arm].values() for run in points)
+
+    for arm in cells:
+        won, drawn = (row(arm, lambda run, key=key: f"{100 * run['scores'][key]:.0f}") for key in ("success", "drawn"))
+        mean_won = row(arm, lambda run: f"{mean(value for _, value in run['won']):.2f}")
+        ties = row(arm, lambda run: rank_correlation(*(late(run[key]) for key in ("curve", "won"))))
+        lines.append(f"| {arm} | {won} | {drawn} | {mean_won} | {ties} |")
+    return "\n".join(lines)
+
+
+def late(curve: list) -> list[float]:
+    """The values of a curve once MicroRTS' rewards of the way have faded, in 24 seats."""
+    return [value for step, value in curve if step > 24 * 10_000]
+
+
+def rank_correlation(*series: list[float]) -> str:
+    """Spearman's, of two series; equal values share their mean rank. None where one is constant."""
+    ranks = []
+    for values in series:
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
+    return f"{np.corrcoef(*ranks)[0, 1]:.2f}" if all(np.ptp(rank) for rank in ranks) else "none"
 
 
 def defaults() -> str:
@@ -486,7 +522,7 @@ def tables() -> dict[str, str]:
         "games speed": games_speed(),
     }
     studies = {"arms": arms, "arms_shown": arms, "hidden": hidden, "ratio": ratio, "microrts": microrts}
-    studies |= {"fields": fields, "predicted": predicted, "predicted_worlds": predicted}
+    studies |= {"teams": teams, "fields": fields, "predicted": predicted, "predicted_worlds": predicted}
     return found | {f"results study-{name}": table(name) for name, table in studies.items()}
 
 
