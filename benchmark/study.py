@@ -153,6 +153,7 @@ STUDIES = {
         (4, 10),
         {
             "exact masks": "--env-kwargs exact_masks True units_only True size {point}",
+            "masks of all fields": "--env-kwargs size {point}",
             "exact masks of all fields": "--env-kwargs exact_masks True size {point}",
         },
         (1, 2),
