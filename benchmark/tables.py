@@ -443,11 +443,16 @@ def defaults() -> str:
 
 
 def bots() -> str:
-    """One MicroRTS agent against every bot."""
-    lines = ["| bot | won | drawn | lost |", "|-|-|-|-|"]
-    for bot, result in json.loads((ROOT / "docs/results/bots.json").read_text()).items():
-        counts = (round(result["games"] * result[key]) for key in ("success", "drawn", "lost"))
-        lines.append(f"| {bot} | {' | '.join(map(str, counts))} |")
+    """Two MicroRTS agents against every bot."""
+    agents = {"against workerRushAI alone": "bots", "against four bots": "bots_mix"}
+    recorded = [json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in agents.values()]
+    lines = [f"| bot | {' | '.join(f'trained {name}' for name in agents)} |", "|-" * (1 + len(agents)) + "|"]
+    for bot in dict.fromkeys(bot for results in recorded for bot in results):
+        texts = []
+        for result in (results.get(bot) for results in recorded):
+            counts = result and [round(result["games"] * result[key]) for key in ("success", "drawn", "lost")]
+            texts.append(" / ".join(map(str, counts)) if counts else "")
+        lines.append(f"| {bot} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from script import ROOT, run, run_folder
 
 TEXTS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCKS = [(name, *block) for name, text in TEXTS.items() for block in re.findall(r"```(\w+)\n(.*?)```", text, re.S)]
-LINES = [line for _, language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+LINES = [line for _, language, block in BLOCKS if language == "bash" for line in block.replace("\\\n", "").splitlines()]
 SCRIPT = r"(ppo_action_mask|dqn_action_mask|ppo_attention_mask|ppo_gridwise|ppo_recurrent_mask)\.py"
 COMMANDS = list(dict.fromkeys(line for line in LINES if re.match(rf"(python|torchrun .*) {SCRIPT}", line)))
 PYTHON = [(name, block) for name, language, block in BLOCKS if language == "python" and name != "agents.md"]
