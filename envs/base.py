@@ -55,6 +55,7 @@ class BatchedEnv(VectorEnv):
         "autoreset_mode": AutoresetMode.SAME_STEP,
     }
     state_arrays: tuple[str, ...] = ()
+    age = 0  # steps of the batch in this training, where it counts them; a resumed one sets it if games start anew
 
     def __init__(
         self,

@@ -70,7 +70,10 @@ class Statistics:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave; ValueError where other things were scaled."""
+        if state.keys() != self._kept().keys():
+            found = f"it scales {', '.join(state) or 'nothing'} and these flags {', '.join(self._kept()) or 'nothing'}"
+            raise ValueError(f"{found}; expected --norm-obs and --norm-reward as they were")
         for name, x in self._kept().items():
             x.mean, x.var, x.count = (state[name][key].numpy().copy() for key in ("mean", "var", "count"))
 

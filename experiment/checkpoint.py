@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from envs.base import BatchedEnv
 from experiment.flags import flag
 from experiment.notes import say
 
+SOURCES = ("resume", "eval_only", "init_from")  # flags that name a checkpoint
 # Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
 RUNTIME_FLAGS = {"resume", "eval_only", "eval_episodes", "eval_max_steps", "eval_mask_drop"}
 RUNTIME_FLAGS |= {"capture_video", "device", "checkpoint_every", "track"}
-# The part of an observation's shape that an agent is bound to: when evaluated, it reads sets and maps of any size.
+# The part of an observation's shape that an agent is bound to: in a new run, it reads sets and maps of any size.
 BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}
 FORMAT = 3  # of the file; raised when its meaning changes
 PREVIOUS = "checkpoint_previous.pt"  # beside a checkpoint, the one before it
@@ -48,24 +50,27 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], Any]:
-    """Load the checkpoint that a flag names, and the flags it was trained with.
+def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str, Any], Any, str]:
+    """Load the checkpoint that a flag names, and the flags that count.
 
     Args:
-        path: the file that `resume` or `eval_only` names, or its folder.
+        names: those of SOURCES that were given; one is expected, with the path of the file or of its folder.
         args: the dataclass of the command line's flags.
         script: the script that must have written it, without ".py".
 
     Returns:
-        The checkpoint, and flags of the type of `args`: those of the checkpoint, but for RUNTIME_FLAGS, flags that it
-        does not know, and where they were given `total_timesteps` on resume, `env_kwargs` in evaluation; `resume` or
-        `eval_only` is the file.
+        The checkpoint, the flags, and the file's path, which is also the flag's now. A new run has its own flags; else
+        they are those of the checkpoint, but for RUNTIME_FLAGS, flags that it does not know, and where they were given
+        `total_timesteps` on resume, `env_kwargs` in evaluation.
 
     Raises:
-        ValueError: no such file, not a whole one, one of another script or version, weights that are no numbers, or a
-            flag that was given and contradicts the checkpoint's.
+        ValueError: several paths or an empty one, no such file, not a whole one, one of another script or version,
+            weights that are no numbers, or a flag that was given and contradicts the checkpoint's.
     """
-    name = "resume" if args.resume else "eval_only"
+    name, path = names[0], getattr(args, names[0])
+    if len(names) > 1 or not path:
+        found = " ".join(f"{flag(name)} {getattr(args, name)!r}" for name in names)
+        raise ValueError(f"{found}: expected one of them, and a path; '' comes from an unset variable.")
     path = str(Path(path) / "checkpoint.pt") if Path(path).is_dir() else path
     given, previous = f"{flag(name)} {path}", Path(path).parent / PREVIOUS
     if not Path(path).is_file():
@@ -80,7 +85,10 @@ def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], 
         raise ValueError(f"{given}: written by another version of {script}.py; use that one, or train anew.")
     if not all(weights.isfinite().all() for weights in checkpoint.get("model", {}).values()):
         raise ValueError(f"{given}: the agent's weights hold NaN or inf.{other}")
-    flags, saved = asdict(args) | {name: path}, checkpoint["args"]
+    setattr(args, name, path)
+    if name == "init_from":
+        return checkpoint, args, path
+    flags, saved = asdict(args), checkpoint["args"]
     for one in flags.keys() ^ saved.keys():
         counts = f"does not know {flag(one)}: {flags[one]} counts" if one in flags else f"knows {flag(one)}: ignored"
         say(f"{given} {counts}, for this {script}.py has other flags.")
@@ -90,7 +98,7 @@ def load_checkpoint(path: str, args: Any, script: str) -> tuple[dict[str, Any], 
         if flags[key] != bound[key]:
             clash = f"{flag(key)} {flags[key]}: the checkpoint was trained with {bound[key]}."
             raise ValueError(f"{clash} A checkpoint brings its own flags; leave this one out, or start a new run.")
-    return checkpoint, type(args)(**flags | bound)
+    return checkpoint, type(args)(**flags | bound), path
 
 
 def restore_shared(run: Any) -> None:
@@ -100,10 +108,10 @@ def restore_shared(run: Any) -> None:
         ValueError: the agent saw other observations or had other choices, or the script keeps more than the file holds.
     """
     saved, found = run.checkpoint, run.shapes
-    bound = BOUND[run.envs.layout] if run.args.eval_only else slice(None)
+    bound = slice(None) if run.args.resume else BOUND[run.envs.layout]
     if (list(saved["obs_shape"])[bound], saved["nvec"]) != (found["obs_shape"][bound], found["nvec"]):
         was, is_now = (f"{x['obs_shape']} observations and {x['nvec']} choices" for x in (saved, found))
-        raise ValueError(f"{run.path}: trained on {was}; {run.args.env_id} has {is_now}: another version of it.")
+        raise ValueError(f"{run.path}: trained on {was}; {run.args.env_id} has {is_now}.")
     kept = run.shared.keys() | run.own.keys() | {"generator", "rng", "torch"}
     if missing := kept - saved.keys() - saved["ranks"][0].keys():
         raise ValueError(f"{run.path}: holds no {', '.join(sorted(missing))}, which {run.script}.py keeps; train anew.")
@@ -148,6 +156,8 @@ def restore_rank(run: Any) -> None:
     if mine["envs"] is None:
         say(f"{run.args.env_id} cannot be saved, so its environments restart; the agent and its optimizer continue.")
         run.envs.reset(seed=run.seed + run.iteration * run.args.num_envs)
+        if isinstance(run.envs.unwrapped, BatchedEnv):
+            run.envs.unwrapped.age = run.iteration * run.steps // run.args.num_envs
     for name, thing in run.own.items():
         if mine[name] is not None:
             try:

@@ -85,6 +85,8 @@ class Flags:
     """evaluate with masks that are too strict as well: each legal choice is forbidden with this probability"""
     eval_only: str | None = None
     """run, its folder or checkpoint.pt, whose agent is evaluated without training"""
+    init_from: str | None = None
+    """run, its folder or checkpoint.pt, whose agent this new run begins with, in other worlds or with other flags"""
 
     # Environment
     env_id: str = "Masked/JobRouting-v0"

@@ -20,7 +20,7 @@ from envs.players import introduce
 from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
 from experiment.board import Board
-from experiment.checkpoint import load_checkpoint, rank_state, restore_rank, restore_shared, save_checkpoint
+from experiment.checkpoint import SOURCES, load_checkpoint, rank_state, restore_rank, restore_shared, save_checkpoint
 from experiment.evaluation import score
 from experiment.fast import columns_first, compiled
 from experiment.flags import check_flags
@@ -45,12 +45,9 @@ class Run:
         self.script, self.checkpoint, self.board = Path(file).stem, None, None
         self.unsaved = False  # whether the last checkpoint could not be written
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if "" in (args.resume, args.eval_only) or (args.resume and args.eval_only):
-            found = f"--resume {args.resume!r} --eval-only {args.eval_only!r}"
-            raise ValueError(f"{found}: expected one of them, and a path; '' comes from an unset variable.")
-        if args.eval_only or args.resume:
-            self.checkpoint, args = load_checkpoint(args.eval_only or args.resume, args, self.script)
-        self.args, self.path, self.kept = args, args.eval_only or args.resume, args.resume
+        if given := [name for name in SOURCES if getattr(args, name) is not None]:
+            self.checkpoint, args, self.path = load_checkpoint(given, args, self.script)
+        self.args, self.kept = args, args.resume
         self.iteration = self.global_step = 0
         args.exp_name = self.script if args.exp_name is None else args.exp_name
         self.steps = check_flags(args, self.world_size)  # of all environments in an iteration
@@ -115,7 +112,7 @@ class Run:
         """
         self.envs.reset(seed=self.seed)
         if not self.args.eval_only:
-            if self.checkpoint:
+            if self.args.resume:
                 restore_rank(self)
             if self.rank == 0:
                 self.board = Board(self.args, self.global_step, self.num_iterations * self.steps)

@@ -3,11 +3,13 @@
 There can be one JVM in a process, for good, and pytest's own forks workers in other tests: it stays without one.
 """
 
+import contextlib
 import functools
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +21,7 @@ from gymnasium.utils.env_checker import check_env
 import ppo_gridwise as gridwise
 from envs.make import make_vec
 from envs.masks import check_action_mask, check_grid_masks, illegal_actions
-from envs.worlds.microrts import CHOICES, STARTS, USES, load_game
+from envs.worlds.microrts import CHOICES, STARTS, USES, MicroRTS, load_game
 
 GRID, HARVEST = "Masked/MicroRTS-v0", "Masked/MicroRTSHarvest-v0"
 
@@ -211,6 +213,18 @@ def test_all_rewards_but_the_wins_fade():
         paid.append(np.array(rewards))
     assert (paid[0].sum(0) > 5).all() and paid[0][100:].any()
     np.testing.assert_allclose(paid[1], paid[0] * (1 - np.arange(130) / 100).clip(0)[:, None])
+
+
+@in_a_process
+def test_in_a_resumed_training_they_go_on_to_fade():
+    advance, ages = MicroRTS._advance, []
+    MicroRTS._advance = lambda envs, actions: [ages.append(envs.age), advance(envs, actions)][1]
+    flags = "--num-envs 4 --num-steps 8 --minibatch-size 32 --eval-episodes 0 --env-kwargs opponents passiveAI"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        gridwise.main(gridwise.parse(gridwise.Args, ["--env-id", GRID, "--total-timesteps", "64", *flags.split()]))
+        resume = ("--resume", str(script.run_folder()), "--total-timesteps", "96", "--eval-episodes", "0")
+        gridwise.main(gridwise.parse(gridwise.Args, resume))
+    assert ages == list(range(24))
 
 
 @in_a_process

@@ -224,7 +224,10 @@ def test_every_numeric_flag_has_its_range(script, tmp_path):
     (("--exp-name", "x" * 101), "--exp-name 'x.*of 100 bytes at most"),
     (("--eval-only", "."), "--eval-only checkpoint.pt: there is no such file; expected a run's folder"),
     (("--exp-name", "/../../up"), "--exp-name '/../../up'"),
-    (("--resume", ""), "--resume '' .*unset variable"),
+    (("--resume", ""), "--resume '': .*unset variable"),
+    (("--init-from", ""), "--init-from '': .*unset variable"),
+    (("--init-from", "."), "--init-from checkpoint.pt: there is no such file; expected a run's folder"),
+    (("--init-from", "a.pt", "--resume", "b.pt"), "--resume 'b.pt' --init-from 'a.pt': expected one of them"),
     (("--eval-only", ""), "--eval-only '': .*unset variable"),
     (("--resume", "a.pt", "--eval-only", "b.pt"), "--resume 'a.pt' --eval-only 'b.pt': expected one of them"),
 ])  # fmt: skip
@@ -278,6 +281,31 @@ def test_a_training_can_be_prolonged_and_says_what_that_does_to_the_step_size(tr
     assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4])  # what was logged of the step to go on from is hidden
     with pytest.raises(ValueError, match="--total-timesteps 96 instead of 128, of which 128 are played; expected more"):
         main(PPO, *resume, "--total-timesteps", "96")
+
+
+def test_a_new_run_begins_with_the_agent_of_another_and_with_flags_of_its_own(trained, tmp_path, monkeypatch):
+    """It steps where that agent stands, leaves the file alone, and goes on when it is resumed itself."""
+    before, old = trained.read_bytes(), torch.load(trained, weights_only=True)
+    flags = (*SMALL[PPO], "--total-timesteps", "32", "--eval-episodes", "0", "--learning-rate", "1e-30")
+    monkeypatch.chdir(tmp_path / "runs")
+    main(PPO, *flags, "--init-from", str(trained.parent), "--seed", "4", "--env-kwargs", "num_up", "1")
+    new = checkpoint()
+    assert all(torch.equal(new["model"][name], weights) for name, weights in old["model"].items())
+    assert (new["iteration"], new["args"]["seed"], new["args"]["init_from"]) == (1, 4, str(trained))
+    assert new["optimizer"]["steps"][0] > old["optimizer"]["steps"][0]
+    main(PPO, "--resume", str(run_folder()), "--total-timesteps", "64", "--eval-episodes", "0")
+    assert checkpoint()["iteration"] == 2 and trained.read_bytes() == before
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--env-kwargs", "num_machines", "32"), r"trained on \[\d+\] obs.* and \[\d+\] choices; Masked/Job"),
+    (("--hidden-dim", "8"), "its model does not fit this ppo_action_mask.py: .*size mismatch"),
+    (("--norm-obs",), "its statistics does not fit .*: it scales nothing and these flags obs; expected --norm-obs and"),
+])  # fmt: skip
+def test_an_agent_that_a_new_run_cannot_begin_with_is_refused(flags, words, trained):
+    with pytest.raises(ValueError, match=f"(?s)^{trained}: {words}"):
+        main(PPO, *FLAGS, "--init-from", str(trained), *flags)
+    assert len(list(trained.parent.parent.iterdir())) == 1
 
 
 def test_every_bit_counts(trained):

@@ -130,7 +130,8 @@ class MicroRTS(BatchedEnv):
 
     `uses` (6, 7) bool says which fields an order needs; the others do not count.
 
-    The game cannot be saved: there is no `get_state`, and a resumed run begins with new games, and with no past self.
+    The game cannot be saved: there is no `get_state`, and a resumed run begins with new games, and with no past self;
+    its rewards fade from where they were.
 
     ## Arguments
     Args:
@@ -147,7 +148,8 @@ class MicroRTS(BatchedEnv):
             so that steps, discount and entropy are those of decisions; rewards are summed.
         exact_masks: forbid what the game would refuse, see above; off, the masks are those of gym-microrts.
         reward_weights: of the six rewards.
-        fade: steps of the batch, since it was made, over which all weights but the first fall to 0; 0: they stay.
+        fade: steps of the batch, from the beginning of the training, over which all weights but the first fall to 0; 0:
+            they stay.
         max_episode_steps: frames until truncation; with `frame_skip` and without `skip_idle` steps.
         render_mode: "rgb_array" or None; drawn here, the game's own pictures need a screen.
 
@@ -202,7 +204,7 @@ class MicroRTS(BatchedEnv):
         self.height, self.width = int(world.get("height")), int(world.get("width"))
         self.walls = np.array(list(world.findtext("terrain").strip())).reshape(self.height, self.width) == "1"
         self.exact_masks, self.skip_idle, self.frame_skip = exact_masks, skip_idle, frame_skip
-        self.reward_weights, self.fade, self.age = np.array(reward_weights, np.float64), fade, 0
+        self.reward_weights, self.fade = np.array(reward_weights, np.float64), fade
 
         levels = np.array(LEVELS if partial_obs else LEVELS[:-1])
         self._layer, self._most = np.repeat(np.arange(len(levels)), levels), (levels - 1)[:, None, None]
