@@ -25,6 +25,7 @@ MICRORTS = (
     "--env-id Masked/MicroRTS-v0 --num-envs 24 --num-steps 64 --minibatch-size 384 --learning-rate 1e-3 "
     "--ent-coef 0.005 --env-kwargs max_episode_steps"
 )
+THEN = " && "
 RUNS = {
     "ppo_action_mask": {
         "JobRouting": "--env-id Masked/JobRouting-v0 --total-timesteps 500000",
@@ -93,16 +94,20 @@ def train(script: str, flags: str, prepare: str = "") -> tuple[dict[str, float],
 
     Args:
         script: name of the script.
-        flags: for the script.
+        flags: for the script; where `THEN` stands, another run begins with the agent of the one before.
         prepare: "module:function" that is called first.
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", CODE, script, prepare, *shlex.split(flags)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
-        if done.returncode:
-            raise RuntimeError(f"{script} {flags}\n{done.stderr}")
-        events = EventAccumulator(str(next(Path(folder, "runs").iterdir()))).Reload()
+        runs: list[Path] = []
+        for stage in flags.split(THEN):
+            command = [sys.executable, "-c", CODE, script, prepare, *shlex.split(stage)]
+            command += ["--init-from", str(runs[-1])] if runs else []
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+            if done.returncode:
+                raise RuntimeError(f"{script} {stage}\n{done.stderr}")
+            runs += set(Path(folder, "runs").iterdir()) - set(runs)
+        events = EventAccumulator(str(runs[-1])).Reload()
     return json.loads(done.stdout.split("SCORES")[1]), events
 
 
@@ -124,7 +129,8 @@ def main(args: Args) -> None:
         path = args.out / f"{script}.json"
         results = json.loads(path.read_text()) if path.exists() else {}
         for name, seed in itertools.product(args.only or RUNS[script], args.seeds):
-            flags = f"{RUNS[script][name]} --seed {seed} --eval-episodes {args.eval_episodes}"
+            stages = RUNS[script][name].split(THEN)
+            flags = THEN.join(f"{stage} --seed {seed} --eval-episodes {args.eval_episodes}" for stage in stages)
             if any(run["flags"] == flags for run in results.get(name, [])):
                 continue
             start = time.time()

@@ -95,7 +95,7 @@ def results(script: str) -> str:
     lines = ["| flags | score | with the mask | the mask removed | seeds | minutes |", "|-" * 6 + "|"]
     for name in filter(runs.get, RUNS[script]):
         what, key, share = SCORES[re.split("[ ,]", name)[0]]
-        flags = re.sub(r" --seed.*", "", runs[name][0]["flags"])
+        flags = re.sub(r" --seed \d+ --eval-episodes \d+", "", runs[name][0]["flags"])
         masked, removed = ([run["scores"][k] for run in runs[name]] for k in (key, f"{key}_no_mask"))
         minutes = round(median(run["minutes"] for run in runs[name]), 2)
         cells = (spread(masked, share), spread(removed, share), str(len(masked)), str(minutes))

@@ -43,10 +43,9 @@ def test_commands(folder, tmp_path, command):
     ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
     script = re.search(SCRIPT, command)[1]
     flags = words[words.index(f"{script}.py") + 1 :]
-    if "runs/NAME" in command:
-        flags = [flag.replace("runs/NAME", str(run_folder(folder))) for flag in flags] + ["--eval-episodes", "4"]
-    else:
-        flags += ["--total-timesteps", "2048", "--eval-episodes", "4"]
+    flags = [flag.replace("runs/NAME", str(run_folder(folder))) for flag in flags] + ["--eval-episodes", "4"]
+    if not {"--resume", "--eval-only"} & set(flags):
+        flags += ["--total-timesteps", "2048"]
     done = run(tmp_path, script, *flags, ranks=ranks)
     assert done.returncode == 0, done.stderr
 
