@@ -25,6 +25,7 @@ MICRORTS = (
     "--env-id Masked/MicroRTS-v0 --num-envs 24 --num-steps 64 --minibatch-size 384 --learning-rate 1e-3 "
     "--ent-coef 0.005 --env-kwargs max_episode_steps"
 )
+LARGE = "2000 map_path maps/16x16/basesWorkers16x16.xml opponents lightRushAI"
 THEN = " && "
 RUNS = {
     "ppo_action_mask": {
@@ -55,8 +56,9 @@ RUNS = {
         "MicroRTS 8x8, workerRushAI": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 1000000",
         "MicroRTS 8x8, workerRushAI, short": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 400000",
         "MicroRTS 8x8, lightRushAI": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 1000000",
-        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} 2000 map_path maps/16x16/basesWorkers16x16.xml opponents "
-        "lightRushAI --total-timesteps 1000000",
+        "MicroRTS 16x16, lightRushAI": f"{MICRORTS} {LARGE} --total-timesteps 1000000",
+        "MicroRTS 16x16, lightRushAI, after 8x8": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 400000"
+        f"{THEN}{MICRORTS} {LARGE} --total-timesteps 400000",
     },
     "ppo_recurrent_mask": {
         "Vault": "--total-timesteps 1000000",

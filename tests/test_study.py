@@ -1,5 +1,6 @@
 """The studies: what is recorded, what a second call repeats, and the world of the ratio study."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -31,6 +32,16 @@ def test_a_study_goes_on_with_the_runs_that_are_missing(tmp_path):
     assert len(lines) == 1 and again[0] == runs[1]  # only the missing one
     assert again[1]["scores"] == runs[0]["scores"] and again[1]["curve"] == runs[0]["curve"]
     assert study() == ([], again)
+
+
+def test_a_run_in_two_stages_ends_with_the_second_which_begins_with_the_first(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    scores = importlib.import_module("scores")
+    stage = "--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 2 --seed 1 --learning-rate"
+    first, second, both = f"{stage} 0.01 --total-timesteps 64", f"{stage} 1e-30 --total-timesteps 32", scores.THEN
+    trained, events = scores.train("ppo_action_mask", f"{first}{both}{second}")
+    assert trained == scores.train("ppo_action_mask", first)[0]
+    assert [event.step for event in events.Scalars("losses/entropy")] == [32]
 
 
 def test_signals_pays_the_share_of_agents_that_are_right():
