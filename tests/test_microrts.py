@@ -344,6 +344,13 @@ def test_points_and_returns_are_those_of_who_met_a_past_self():
         [1, np.nan, np.nan, 0, np.nan], nan_ok=True
     )
     assert raw._final_info(np.arange(5))["by_other"].tolist() == [False, True, True, False, False]
+    raw = make_vec(GRID, 7, {"opponents": ("passiveAI", "coacAI"), "self_play": True}, layout="grid").unwrapped
+    assert "points_passiveAI" not in raw._final_info(np.arange(7))  # the one that is left over meets the first
+    raw = make_vec(GRID, 4, {"opponents": ("passiveAI", "coacAI", "coacAI")}, layout="grid").unwrapped
+    raw.result[:] = [1, 0, -1, -1]
+    info = raw._final_info(np.array([0, 2, 3]))
+    assert info["points_passiveAI"].tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
+    assert info["points_coacAI"].tolist() == pytest.approx([np.nan, 0, np.nan], nan_ok=True)
     for wrong in ({"self_play": True, "share": 1.5}, {"share": 0.5}):
         with pytest.raises(ValueError, match="Expected share from 0 to 1, and self_play with it"):
             make_vec(GRID, 2, wrong, layout="grid")

@@ -110,7 +110,8 @@ class MicroRTS(BatchedEnv):
 
     ## Episode End
     Termination: one side has no unit left. Truncation: after `max_episode_steps`. `final_info` has `success`, 1 where
-    the game was won, `drawn`, where time ran out or nobody was left, and `lost`.
+    the game was won, `drawn`, where time ran out or nobody was left, and `lost`. With several opponents it also has the
+    points by who was met, `points_coacAI` and so on, 1 for a win and a half for a draw, NaN in other games.
 
     ## Past selves
     In a `share` of the games of self-play one seat, drawn, is played by one of the last 16 agents that this training
@@ -234,8 +235,9 @@ class MicroRTS(BatchedEnv):
         self.games: list[Game] = []
         for i in range(0, paired, 2):
             self.games.append((pair(rewards, "", str(path), units, partial_obs), (i, i + 1), ()))
+        self.bots = np.array([""] * paired + [names[i % len(names)] for i in range(num_envs - paired)])
         for i in range(paired, num_envs):
-            bot = getattr(bots, names[(i - paired) % len(names)])(units)
+            bot = getattr(bots, self.bots[i])(units)
             self.games.append((single(rewards, "", str(path), bot, units, partial_obs), (i,), (0,)))
 
     def meet(self, agent: torch.nn.Module) -> None:
@@ -377,6 +379,10 @@ class MicroRTS(BatchedEnv):
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         result = self.result[rows]
         info = {"success": (result > 0) * 1.0, "drawn": (result == 0) * 1.0, "lost": (result < 0) * 1.0}
+        names = set(self.bots) - {""}
+        if len(names) > 1:
+            points = (1 + result) / 2
+            info |= {f"points_{name}": np.where(self.bots[rows] == name, points, np.nan) for name in names}
         if self.meets:
             other = np.minimum(rows ^ 1, self.num_envs - 1)  # the other seat; who is alone is its own
             info["points_pool"] = np.where(self.past[other] >= 0, (1 + result) / 2, np.nan)
