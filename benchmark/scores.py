@@ -57,8 +57,8 @@ RUNS = {
         "MicroRTS 8x8, workerRushAI, short": f"{MICRORTS} 1000 opponents workerRushAI --total-timesteps 400000",
         "MicroRTS 8x8, lightRushAI": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 1000000",
         "MicroRTS 16x16, lightRushAI": f"{MICRORTS} {LARGE} --total-timesteps 1000000",
-        "MicroRTS 16x16, lightRushAI, after 8x8": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 400000"
-        f"{THEN}{MICRORTS} {LARGE} --total-timesteps 400000",
+        "MicroRTS 16x16, lightRushAI, after 8x8": f"{MICRORTS} 1000 opponents lightRushAI --total-timesteps 1000000"
+        f"{THEN}{MICRORTS} {LARGE} --total-timesteps 200000",
     },
     "ppo_recurrent_mask": {
         "Vault": "--total-timesteps 1000000",
