@@ -19,7 +19,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from envs.worlds.drawing import action_map
 from experiment.board import COMPARED
-from experiment.checkpoint import save_checkpoint
+from experiment.checkpoint import PREVIOUS, save_checkpoint
 
 SMALL = {  # iterations of 32 steps
     "ppo_action_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0"),
@@ -37,14 +37,18 @@ WORLDS = {  # an environment that renders and has illegal actions, and one that 
     "ppo_gridwise": ("Masked/Harvest-v0", "worlds:Test/Lights-v0"),
     "ppo_recurrent_mask": ("Masked/Maze-v0", "Taxi-v4"),
 }
-SAVED = [  # every script with environments that it resumes bit for bit, and flags
-    *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze", "BinPlacement")),
-    *(("dqn_action_mask", f"Masked/{name}-v0") for name in ("JobRouting", "Maze")),
+KILLED = [  # every script with an environment that it resumes bit for bit, and flags
+    ("ppo_action_mask", "Masked/JobRouting-v0"),
+    ("ppo_action_mask", "Masked/JobRouting-v0", "--compile"),
+    ("dqn_action_mask", "Masked/Maze-v0"),
     ("ppo_attention_mask", "Masked/PandaForest-v0"),
-    ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     ("ppo_gridwise", "Masked/Harvest-v0"),
     ("ppo_recurrent_mask", "Masked/Vault-v0", "--prev-inputs"),
-    ("ppo_action_mask", "Masked/JobRouting-v0", "--compile"),
+]
+RESUMED = [  # the other environments that can be saved
+    *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("Maze", "BinPlacement")),
+    ("dqn_action_mask", "Masked/JobRouting-v0"),
+    ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     *((name, "Masked/ConnectFour-v0", "--env-kwargs", "opponent", "pool") for name in list(SMALL)[:2]),
 ]
 PPO_LOSSES = {"value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance"}
@@ -120,7 +124,7 @@ def test_the_other_arms(script, tmp_path, monkeypatch, mode):
         assert max(abs(event.value) for event in events.Scalars("losses/approx_kl")) < 1e-5
 
 
-@pytest.mark.parametrize("case", SAVED, ids=" ".join)
+@pytest.mark.parametrize("case", KILLED, ids=" ".join)
 def test_killed_and_resumed_equals_never_stopped(tmp_path, case):
     """Everything in the checkpoint: weights, optimizer, environments, generators, and a replay buffer."""
     script, env_id, *more = case
@@ -141,8 +145,21 @@ def test_killed_and_resumed_equals_never_stopped(tmp_path, case):
     _, err = other.communicate(timeout=120)
     assert other.returncode == 0, err
     a, b = checkpoint(whole), checkpoint(killed)
-    assert a["iteration"] == 100 and "envs" in a["ranks"][0]
+    assert a["iteration"] == 100 and a["ranks"][0]["envs"] is not None
     assert_same(a | {"args": None}, b | {"args": None})
+
+
+@pytest.mark.parametrize("case", RESUMED, ids=" ".join)
+def test_resumed_from_the_middle_equals_never_stopped(tmp_path, monkeypatch, case):
+    script, env_id, *more = case
+    monkeypatch.chdir(tmp_path)
+    flags = ("--env-id", env_id, "--total-timesteps", "3200", "--checkpoint-every", "60")
+    main(script, *SMALL[script], *flags, *more)
+    whole = checkpoint()
+    (run_folder() / PREVIOUS).replace(run_folder() / "checkpoint.pt")
+    assert checkpoint()["iteration"] == 60 and whole["ranks"][0]["envs"] is not None
+    main(script, "--resume", str(run_folder()))
+    assert_same(whole | {"args": None}, checkpoint() | {"args": None})
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
