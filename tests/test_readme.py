@@ -1,6 +1,7 @@
 """Every command and code block of the README and of docs/ runs; docs/agents.md has tests of its own."""
 
 import ast
+import functools
 import importlib
 import re
 import shlex
@@ -10,7 +11,9 @@ from script import ROOT, run, run_folder
 
 TEXTS = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCKS = [(name, *block) for name, text in TEXTS.items() for block in re.findall(r"```(\w+)\n(.*?)```", text, re.S)]
-LINES = [line for _, language, block in BLOCKS if language == "bash" for line in block.replace("\\\n", "").splitlines()]
+SHELL = [block.replace("\\\n", "").splitlines() for _, language, block in BLOCKS if language == "bash"]
+LINES = [line for block in SHELL for line in block]
+FIRST = {line: block[0] for block in SHELL for line in block if "runs/NAME" in line}
 SCRIPT = r"(ppo_action_mask|dqn_action_mask|ppo_attention_mask|ppo_gridwise|ppo_recurrent_mask)\.py"
 COMMANDS = list(dict.fromkeys(line for line in LINES if re.match(rf"(python|torchrun .*) {SCRIPT}", line)))
 PYTHON = [(name, block) for name, language, block in BLOCKS if language == "python" and name != "agents.md"]
@@ -27,27 +30,39 @@ def test_every_line_is_a_command_that_is_tested():
     assert set(LINES) == known
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("readme")
-    assert run(folder, "ppo_action_mask", "--total-timesteps", "1024", "--eval-episodes", "0").returncode == 0
-    return folder
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands(folder, tmp_path, command):
-    """With few steps; NAME stands for the run of a first command."""
-    if "MicroRTS" in command and importlib.util.find_spec("gym_microrts") is None:
-        pytest.skip("MicroRTS is optional, see the README")
+def execute(folder, command):
+    """The command, with few steps, in a folder."""
     words = shlex.split(command)
     ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
     script = re.search(SCRIPT, command)[1]
-    flags = words[words.index(f"{script}.py") + 1 :]
-    flags = [flag.replace("runs/NAME", str(run_folder(folder))) for flag in flags] + ["--eval-episodes", "4"]
+    flags = words[words.index(f"{script}.py") + 1 :] + ["--eval-episodes", "4"]
     if not {"--resume", "--eval-only"} & set(flags):
         flags += ["--total-timesteps", "2048"]
-    done = run(tmp_path, script, *flags, ranks=ranks)
+    done = run(folder, script, *flags, ranks=ranks)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The run that a command leaves, made once."""
+
+    @functools.cache
+    def of(command):
+        folder = tmp_path_factory.mktemp("first")
+        execute(folder, command)
+        return run_folder(folder)
+
+    return of
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands(trained, tmp_path, command):
+    """NAME stands for the run of its block's first command."""
+    if "MicroRTS" in command and importlib.util.find_spec("gym_microrts") is None:
+        pytest.skip("MicroRTS is optional, see the README")
+    if command in FIRST:
+        command = command.replace("runs/NAME", str(trained(FIRST[command])))
+    execute(tmp_path, command)
 
 
 @pytest.mark.parametrize("name, block", PYTHON)
