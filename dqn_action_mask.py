@@ -253,7 +253,7 @@ def epsilon_greedy(q_values: np.ndarray, mask: np.ndarray, epsilon: float, rng: 
     """Actions (N,) for q_values and mask (N, A): with probability epsilon uniform over legal ones, else the best."""
     explore = rng.random(len(q_values)) < epsilon
     q_values[explore] = rng.random((explore.sum(), q_values.shape[1]), np.float32)
-    return np.where(mask, q_values, np.finfo(np.float32).min).argmax(1)
+    return np.where(mask, np.maximum(q_values, np.finfo(np.float32).min), -np.inf).argmax(1)
 
 
 def main(args: Args) -> dict[str, float]:

@@ -265,7 +265,8 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
 
     Args:
         agent: as `Agent`.
-        mb: obs (B, D), actions, masks, old log-probabilities, advantages, returns and old values (B,).
+        mb: obs as the agent takes them; actions, masks, old log-probabilities, advantages, returns and old values,
+            (B, ...), or (T, B, ...) with memory.
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
@@ -318,6 +319,9 @@ def main(args: Args) -> dict[str, float]:
     optimizer = Adam(agent, eps=1e-5)
     kept = {"model": agent, "optimizer": optimizer}
     if args.predict_mask:
+        envs.reset(seed=run.seed)  # which tells whether fields depend on each other
+        if envs.field_mask:
+            raise ValueError("--predict-mask predicts each field by itself; here they depend on each other: leave it.")
         head = run.place(MaskHead(agent))
         head_optimizer = Adam(head, eps=1e-5)
         kept |= {"head": head, "head_optimizer": head_optimizer}
@@ -335,8 +339,6 @@ def main(args: Args) -> dict[str, float]:
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
-    if args.predict_mask and envs.field_mask:
-        raise ValueError("--predict-mask predicts each field by itself; here they depend on each other. Leave it out.")
     for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.lr.fill_(lr)
@@ -387,13 +389,13 @@ def main(args: Args) -> dict[str, float]:
             shuffled = [b.index_select(0, b_inds).split(minibatch_size) for b in batch]
             steps = [take_step(agent, optimizer, mb, args, run.mean) for mb in zip(*shuffled, strict=True)]
             metrics = torch.stack(steps).mean(0)
-            # Written so that a NaN, which compares as False, ends the epochs too.
-            if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
-                break
             if args.predict_mask:
                 head_optimizer.lr.fill_(lr)
                 for inds in b_inds.split(minibatch_size):
                     head.learn(head_optimizer, b_obs[inds], b_legal[inds], run.mean)
+            # Written so that a NaN, which compares as False, ends the epochs too.
+            if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
+                break
         run.check_finite(metrics)
 
         # LOG

@@ -35,6 +35,7 @@ METRICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl",
 class Args(Flags):
     """Masked PPO over sets of entities."""
 
+    shapes: ClassVar[tuple[str, ...]] = ("heads",)
     env_id: str = "Masked/PandaForest-v0"
     presence_column: Natural | None = None
     """column of a matrix observation (E, D) that is 1 where the entity is present (0 for highway-env's Kinematics)"""
@@ -418,7 +419,8 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
 
     Args:
         agent: as `Agent`.
-        mb: obs (B, D), actions, masks, old log-probabilities, advantages, returns and old values (B,).
+        mb: obs as the agent takes them; actions, masks, old log-probabilities, advantages, returns and old values,
+            (B, ...), or (T, B, ...) with memory.
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb

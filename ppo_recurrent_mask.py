@@ -291,7 +291,8 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
 
     Args:
         agent: as `Agent`.
-        mb: obs (B, D), actions, masks, old log-probabilities, advantages, returns and old values (B,).
+        mb: obs as the agent takes them; actions, masks, old log-probabilities, advantages, returns and old values,
+            (B, ...), or (T, B, ...) with memory.
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb

@@ -9,6 +9,7 @@
 | `observations.py` | observations flattened, or as a set of entities |
 | `foreign.py` | environments that others wrote: their conventions, and what may be wrong with them |
 | `statistics.py` | running statistics, with which observations and rewards are scaled |
+| `players.py` | agents of earlier trainings, and of earlier moments of this one, as players of games |
 | `uniform.py` | `UniformVectorEnv`: what the scripts step, the same for every environment |
 | `episodes.py` | episodes played by an agent: scores, and moments to draw |
 | `make.py` | `make_vec`: from an id and its arguments to a `UniformVectorEnv` |

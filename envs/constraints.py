@@ -215,9 +215,13 @@ def legal_actions(
                 f"Field {name!r}: expected In or Mask, got {type(constraint).__name__}. Leave a free field out."
             )
         legal = constraint.legal(name, members, num_envs)
-        if not np.all(constraint.counts):
+        counts = np.asarray(constraint.counts)
+        if counts.shape not in ((), (num_envs,)) or not ((counts == 0) | (counts == 1)).all():
+            expected = f"a bool, or ({num_envs},) of them, one for each environment"
+            raise ValueError(f"Field {name!r}: counts takes {expected}, got {constraint.counts!r}.")
+        if not counts.all():
             only_first = np.arange(len(members)) == 0
-            legal = np.where(np.broadcast_to(constraint.counts, num_envs)[:, None], legal, only_first)
+            legal = np.where(np.broadcast_to(counts, num_envs)[:, None], legal, only_first)
         some = legal.any(axis=1) if terminated is None else legal.any(axis=1) | terminated
         if not some.all():
             empty = np.flatnonzero(~some)
@@ -273,7 +277,8 @@ class _FieldActions:
         self.members = [_values_of(enumeration) for enumeration in fields.values()]
         if not fields or any(len(members) == 0 for members in self.members):
             raise ValueError("fields names at least one enumeration, and each has at least one member.")
-        self.dependent = len(signature(mask_function).parameters) == 2
+        needed = [x for x in signature(mask_function).parameters.values() if x.default is x.empty]
+        self.dependent = len(needed) == 2
         missing = [key for key in hide if not isinstance(space, spaces.Dict) or key not in space.spaces]
         if missing:
             raise ValueError(f"hide={missing}: the observation space has no such keys, it is {space}.")
@@ -384,8 +389,8 @@ class VectorMaskFunction(_FieldActions, VectorWrapper):
         obs, rewards, terminations, truncations, infos = self.env.step(values)
         ended = terminations | truncations
         if "final_obs" in infos:
-            infos["final_info"] |= self._mask(infos["final_obs"], ended)
-            infos["final_obs"] = self._shown(infos["final_obs"])
+            final_info = infos["final_info"] | self._mask(infos["final_obs"], np.ones_like(ended))
+            infos = infos | {"final_info": final_info, "final_obs": self._shown(infos["final_obs"])}
             ended = None  # and begun anew
         # Without autoreset (a batch of one in SingleEnv) a final state is returned as it is.
         return self._shown(obs), rewards, terminations, truncations, infos | self._mask(obs, ended)

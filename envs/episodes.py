@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -31,12 +32,13 @@ def closing(envs: UniformVectorEnv) -> Iterator[UniformVectorEnv]:
             gym.logger.warn(f"The environments did not close: {reason(error)} ({type(error).__name__})")
 
 
-def act(play: Play, envs: UniformVectorEnv, narrow: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+def act(play: Play, envs: UniformVectorEnv, narrow: Callable = lambda mask, nvec: mask) -> np.ndarray:
     """Actions for what the environments gave last, with the mask if they require one, made narrower."""
     mask = envs.last_mask if envs.require_mask else envs.all_legal(envs.last_mask)
-    mask = narrow(mask) if narrow else mask
-    by_field = (envs.field_mask,) if envs.field_mask and envs.require_mask else ()
-    return play(envs.last_obs, mask, envs.episode_lengths == 0, *by_field)
+    by_field = ()
+    if envs.field_mask and envs.require_mask:
+        by_field = (lambda chosen: narrow(envs.field_mask(chosen), envs.nvec[[chosen.shape[1]]]),)
+    return play(envs.last_obs, narrow(mask, envs.nvec), envs.episode_lengths == 0, *by_field)
 
 
 def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, drop: float = 0.0) -> dict[str, float]:
@@ -54,12 +56,11 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
     optimum is known then; `cut` is the share of such episodes. Its environment plays on unseen, for none can be reset
     alone: until that episode ends after all, or until all that have more to play are in the same state and are reset.
     """
-    left = np.bincount(np.arange(episodes) % envs.num_envs)  # (N,) episodes to play
+    left = np.bincount(np.arange(episodes) % envs.num_envs, minlength=envs.num_envs)  # (N,) episodes to play
     totals: defaultdict[str, float] = defaultdict(float)
     met: defaultdict[str, int] = defaultdict(int)  # episodes that points are of
     illegal = steps = cut = 0
     rng = np.random.default_rng(0)
-    narrow = (lambda mask: drop_legal(mask, envs.nvec, drop, rng)) if drop else None
     # miniters: the bar's clock goes on while no episode ends.
     with closing(envs), tqdm(total=episodes, desc="Evaluation", unit="episode", leave=False, miniters=0) as bar:
         envs.reset(seed=EVALUATION_SEED)
@@ -68,7 +69,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
             if not playing.any():
                 envs.reset()
                 continue
-            actions = act(play, envs, narrow)
+            actions = act(play, envs, partial(drop_legal, share=drop, rng=rng))
             illegal += (envs.illegal(actions, envs.path_mask(actions)) * playing).sum()
             steps += playing.sum()
             *_, infos = envs.step(actions)

@@ -42,7 +42,7 @@ def make_vec(
 
     Args:
         env_id: a registered id, or "module:Id-v0" to import a module that registers it.
-        num_envs: N.
+        num_envs: N; without `learns`, rounded up to what a world can have, as its static method `multiple` says.
         env_kwargs: arguments of the environment.
         async_envs: for slow environments that others wrote.
         require_mask: raise if the environment gives no mask; otherwise every action counts as legal.
@@ -69,7 +69,11 @@ def make_vec(
         raise ValueError(
             f"--env-id {env_id}: {error} ({type(error).__name__}). Ids of this repository begin with Masked/."
         ) from error
+    creator = _creator(spec.vector_entry_point or spec.entry_point)
     try:
+        if not learns and hasattr(creator, "multiple"):
+            multiple = creator.multiple(**kwargs)
+            num_envs = -(-num_envs // multiple) * multiple
         env = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs) if spec.vector_entry_point else None
         if env is None or (spec.entry_point and env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP):
             vectorise = AsyncGuests if async_envs else SyncVectorEnv
@@ -83,7 +87,7 @@ def make_vec(
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        takes = inspect.signature(_creator(spec.vector_entry_point or spec.entry_point)).parameters
+        takes = inspect.signature(creator).parameters
         names = ", ".join(name for name in takes if name not in ("self", "num_envs", "render_mode")) or "nothing"
         asked = f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}"
         raise ValueError(f"{asked}: {what}. It takes {names}.") from error

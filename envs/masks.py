@@ -209,9 +209,17 @@ def choose(
 def drop_legal(mask: np.ndarray, nvec: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """A stricter mask (N, sum(nvec)): each legal choice is forbidden with probability `share`, but one in each field.
 
+    On a grid, (N, 1 + sum(nvec), H, W), so are those of each agent.
+
     >>> drop_legal(np.array([[1, 1, 0, 1]], np.int8), np.array([2, 2]), 1.0, np.random.default_rng(0)).sum()
     np.int64(2)
     """
+    if not share:
+        return mask
+    if mask.ndim == 4:
+        cells = np.moveaxis(mask[:, 1:], 1, -1)
+        kept = drop_legal(cells.reshape(-1, cells.shape[-1]), nvec, share, rng).reshape(cells.shape)
+        return np.concatenate([mask[:, :1], np.moveaxis(kept, -1, 1)], axis=1)
     luck = np.where(mask, rng.random(mask.shape), -1.0)  # the luckiest of each field stays
     best = np.maximum.reduceat(luck, np.cumsum(nvec) - nvec, axis=1)
     return ((luck >= share) | (luck == np.repeat(best, nvec, axis=1))).astype(np.int8) & mask

@@ -11,7 +11,7 @@ KINDS = {"actor": np.tanh, "network": lambda x: np.maximum(x, 0)}  # the layers 
 
 
 def introduce(envs: Any, agent: torch.nn.Module, iteration: int, num_iterations: int) -> None:
-    """Let a world that has a pool of past agents, as its `meets` says, `meet` this one: 32 times in a training."""
+    """Let a world that has a pool of past agents, as its `meets` says, `meet` this one: 32 times or more."""
     if getattr(envs, "meets", False) and iteration % max(1, num_iterations // 32) == 0:
         envs.meet(agent)
 

@@ -277,19 +277,25 @@ class UniformVectorEnv(VectorWrapper):
                 words = 'No action mask: expected info["action_mask"] (A, H, W), or --mask-mode none.'
                 self._expect("action_mask", infos, words)
             return check_grid_masks(infos["action_mask"], agents, self.nvec)
+        return self._flat_mask(infos, self.nvec)
+
+    def _flat_mask(self, infos: dict[str, Any], nvec: np.ndarray) -> np.ndarray:
+        """The masks (N, sum(nvec)); if they are not required, every action is legal where one is missing or broken."""
         if self.require_mask:
             self._expect("action_mask", infos, f"No action mask was given. {HOW_TO_GIVE_A_MASK}")
-            return check_action_mask(infos["action_mask"], self.nvec)
-        free = np.ones((self.num_envs, self.nvec.sum()), np.int8)
+            return check_action_mask(infos["action_mask"], nvec)
+        free = np.ones((self.num_envs, nvec.sum()), np.int8)
         try:  # here it only counts who plays illegally, and must not stop those who play without it
             given = np.where(infos["_action_mask"][:, None], infos["action_mask"], free)
-            return check_action_mask(given, self.nvec, ended=True)
+            return check_action_mask(given, nvec, ended=True)
         except (KeyError, ValueError):
             return free
 
     def _marginals(self, infos: dict[str, Any]) -> np.ndarray:
         """The masks (N, sum(nvec)) of choices that some legal action has, by a joint mask (N, *nvec), which is kept."""
-        joint = check_action_mask(infos["action_mask"].reshape(self.num_envs, -1), np.array([self.nvec.prod()]))
+        flat = {"action_mask": infos["action_mask"].reshape(self.num_envs, -1)}
+        joint = self._flat_mask(infos | flat, np.array([self.nvec.prod()]))
+        joint = joint | ~joint.any(axis=1, keepdims=True)  # empty ones are let through where none is required
         self.joint = joint.reshape(self.num_envs, *self.nvec)
         axes = range(1, self.joint.ndim)
         return np.concatenate([self.joint.any(tuple(a for a in axes if a != k)) for k in axes], axis=1)

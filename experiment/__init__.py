@@ -10,6 +10,7 @@
 | `evaluation.py` | episodes played by a trained agent, and their scores |
 | `board.py` | TensorBoard: tags, text, HParams, layout |
 | `pictures.py` | the trained agent playing, what it attends to, what a team does |
+| `notes.py` | what is said on the way, and why a run does not begin |
 | `signals.py` | SIGINT and SIGTERM as a wish to stop |
 
 A script calls a `Run`, which calls back for two things only: actions for these observations and masks (`play`), and

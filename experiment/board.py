@@ -94,10 +94,10 @@ def new_folder(args: Any) -> Path:
     name = f"{args.mask_mode}__{args.exp_name}__{args.seed}__{args.env_id.replace('/', '-')}".replace(":", "-")
     try:
         Path("runs").mkdir(exist_ok=True)
+        for second in count(int(time.time())):
+            folder = Path("runs") / f"{name}__{second}"
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return folder
     except OSError as error:
         raise ValueError(f"No folder for this run can be made in runs/: {error}. Start it elsewhere.") from error
-    for second in count(int(time.time())):
-        folder = Path("runs") / f"{name}__{second}"
-        with suppress(FileExistsError):
-            folder.mkdir()
-            return folder

@@ -86,9 +86,11 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
     if not all(weights.isfinite().all() for weights in checkpoint.get("model", {}).values()):
         raise ValueError(f"{given}: the agent's weights hold NaN or inf.{other}")
     setattr(args, name, path)
-    if name == "init_from":
-        return checkpoint, args, path
     flags, saved = asdict(args), checkpoint["args"]
+    if name == "init_from":
+        if other := [key for key in args.shapes if flags[key] != saved.get(key)]:
+            raise ValueError(f"{given}: trained with {flag(other[0])} {saved.get(other[0])}, not {flags[other[0]]}.")
+        return checkpoint, args, path
     for one in flags.keys() ^ saved.keys():
         counts = f"does not know {flag(one)}: {flags[one]} counts" if one in flags else f"knows {flag(one)}: ignored"
         say(f"{given} {counts}, for this {script}.py has other flags.")
@@ -114,7 +116,8 @@ def restore_shared(run: Any) -> None:
         raise ValueError(f"{run.path}: trained on {was}; {run.args.env_id} has {is_now}.")
     kept = run.shared.keys() | run.own.keys() | {"generator", "rng", "torch"}
     if missing := kept - saved.keys() - saved["ranks"][0].keys():
-        raise ValueError(f"{run.path}: holds no {', '.join(sorted(missing))}, which {run.script}.py keeps; train anew.")
+        lacks = f"holds no {', '.join(sorted(missing))}, which {run.script}.py keeps with these flags"
+        raise ValueError(f"{run.path}: {lacks}; expected a run with the same ones.")
     for name, thing in run.shared.items():
         try:
             thing.load_state_dict(saved[name])
@@ -175,7 +178,7 @@ def say_what_total_changes(run: Any) -> None:
         if run.iteration >= run.num_iterations:
             raise ValueError(f"{given}; expected more than that.")
         left = " to ".join(f"{1 - run.iteration / (total // run.steps):.1%}" for total in (before, now))
-        say(f"{given}: a step size that is annealed jumps from {left} of its first value.")
+        say(f"{given}: a step size that is annealed jumps from {left} of its first value; DQN's epsilon goes back too.")
 
 
 def swap_arrays(state: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from envs.masks import choose
+from experiment.notes import say
 
 COMPARE_EVERY = 256  # calls of a function that has two forms
 
@@ -115,9 +116,7 @@ class OnHost:
         if self.networks is not None and self.calls % COMPARE_EVERY == 0:
             self.networks = [network for network in self.networks if self._agrees(network, obs)] or None
             if not self.networks:
-                print(
-                    f"{type(self.module).__name__} acts in torch, for none of its MLPs alone gives the same in NumPy."
-                )
+                say(f"{type(self.module).__name__} acts in torch, for none of its MLPs alone gives the same in NumPy.")
         self.calls += 1
         return self.networks[0](obs) if self.networks else self._in_torch(obs)
 

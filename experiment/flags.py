@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
 import torch
 import tyro
@@ -59,6 +59,8 @@ class Flags:
     environment steps of an iteration over all environments. `given` holds the names of the flags that were given: those
     of a command line (`parse`), and in Python code those that differ from their default.
     """
+
+    shapes: ClassVar[tuple[str, ...]] = ()  # flags of the agent that the shapes of its weights do not tell
 
     # Experiment
     exp_name: str | None = None

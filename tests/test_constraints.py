@@ -1,12 +1,14 @@
 """Mask constraints and their wrappers, as a user would declare them."""
 
 from enum import IntEnum
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,6 +138,8 @@ def test_what_in_refuses(values, words):
         ({"hand": Mask([0.5, 1])}, ValueError, "True or False"),
         ({"hand": Mask([np.nan, 1])}, ValueError, "True or False"),
         ({"foot": In([1])}, ValueError, r"unknown fields \['foot'\].*\['tool', 'hand'\]"),
+        ({"hand": Mask([1, 0], counts=[True, True, True])}, ValueError, r"'hand': counts takes .*\(2,\) of them"),
+        ({"hand": In([3], counts=[1, 2])}, ValueError, r"'hand': counts takes a bool.*got \[1, 2\]"),
         ({"hand": [1]}, TypeError, "expected In or Mask, got list"),
         ({"hand": None}, TypeError, "'hand'.*expected In or Mask, got NoneType. Leave a free field out"),
         ([In([1])], TypeError, "dict of field names"),
@@ -213,3 +217,44 @@ def test_the_vector_wrapper_gives_the_final_mask_apart_from_the_new_episodes():
     assert terminations.all() and list(infos["final_obs"]) == ["job"]
     assert infos["final_info"]["action_mask"].shape == (3, 4)
     assert (infos["final_info"]["action_mask"] != infos["action_mask"]).any()
+
+
+def test_a_mask_function_may_have_settings_of_its_own():
+    """Arguments with a default are no choices so far."""
+
+    def brighter(obs, limit=0.5):
+        return {"tool": Mask([1, 1, obs["wood"][0] > limit])}
+
+    for function, allowed in ((brighter, [1, 1, 0]), (partial(brighter, limit=-1), [1, 1, 1])):
+        env = MaskFunction(Workbench(spaces.Discrete(50)), {"tool": Tool}, function)
+        env.unwrapped.reset = lambda **kwargs: ({"wood": np.zeros(2)}, {})
+        assert not env.dependent and env.reset()[1]["action_mask"].tolist() == allowed
+
+
+class Keeper(VectorEnv):
+    """A guest that keeps its infos: the first episode ends at every step, in a state in which nothing is legal."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    num_envs, single_observation_space = 2, spaces.Dict(open=spaces.MultiBinary(3))
+    single_action_space = spaces.Discrete(50)
+    observation_space, action_space = spaces.Dict(open=spaces.MultiBinary((2, 3))), spaces.MultiDiscrete([50, 50])
+
+    def reset(self, *, seed=None, options=None):
+        ended = np.array([True, False])
+        self.infos = {"final_obs": {"open": np.zeros((2, 3), np.int8)}, "_final_obs": ended, "final_info": {}}
+        return {"open": np.ones((2, 3), np.int8)}, {}
+
+    def step(self, actions):
+        ended = np.array([True, False])
+        return {"open": np.ones((2, 3), np.int8)}, np.zeros(2), ended, ~ended & False, self.infos
+
+
+def test_a_guests_infos_are_left_alone_and_rows_that_did_not_end_are_nobodys():
+    guest = Keeper()
+    envs = VectorMaskFunction(guest, {"tool": Tool}, lambda obs: {"tool": Mask(obs["open"])}, hide=("open",))
+    envs.reset()
+    for _ in range(2):
+        infos = envs.step(np.array([0, 0]))[-1]
+        assert infos["final_obs"] == {} and not infos["final_info"]["action_mask"].any()
+        assert infos["action_mask"].all()
+    assert guest.infos["final_info"] == {} and list(guest.infos["final_obs"]) == ["open"]

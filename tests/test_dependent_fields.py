@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from envs.constraints import In, Mask, MaskFunction, next_mask
+from envs.episodes import evaluate
 from envs.make import make_vec
 from envs.masks import choose
 from ppo_action_mask import CategoricalMasked
@@ -270,3 +271,35 @@ def test_dead_ends_and_joint_masks_that_cannot_be_meant_are_named():
         envs = make_vec("Test/Locks-v0", 1, {}, dependent=True)
         envs.env.envs[0].unwrapped.tables = np.ones((3, 3, 5), np.int8)
         envs.reset(seed=0)
+
+
+@pytest.mark.parametrize("fill, free", [(None, [1, 0]), (0, [1, 1]), (2, [1, 1])])
+def test_a_joint_mask_that_is_missing_or_broken_stops_nobody_who_plays_without(fill, free):
+    envs = make_vec("Test/Locks-v0", 2, require_mask=False, dependent=True)
+    missing, there = (one.unwrapped for one in envs.env.envs)
+    missing.state, missing.seen = 0, lambda: (0, {})
+    there.tables = there.tables * 0 + fill if fill is not None else there.tables
+    envs.reset(seed=0)
+    for _ in range(3):
+        actions = np.argwhere(there.tables[there.state] != 1)[[0, 0]]
+        legal = ~envs.illegal(actions, envs.path_mask(actions))
+        assert legal.tolist() == free
+        envs.step(actions)
+    envs = make_vec("Test/Locks-v0", 2, dependent=True)
+    envs.env.envs[0].unwrapped.seen = missing.seen
+    with pytest.raises(ValueError, match="Environment 0: no action mask was given"):
+        envs.reset(seed=0)
+
+
+def test_stricter_masks_are_stricter_where_fields_depend_on_each_other():
+    """With one choice left in each field the luck of the mask decides, and legally."""
+
+    def play(obs, mask, started, field_mask):
+        return choose(np.tile(np.arange(9.0), (len(mask), 1)), mask, np.array([7, 2]), field_mask)
+
+    scores = []
+    for drop in (0.0, 1.0):
+        envs = make_vec("Masked/BinPlacement-v0", 16, {"dependent": True}, dependent=True)
+        scores.append(evaluate(play, envs, episodes=32, max_steps=100, drop=drop))
+    assert scores[0]["illegal_rate"] == scores[1]["illegal_rate"] == 0
+    assert scores[0]["episodic_return"] != scores[1]["episodic_return"]

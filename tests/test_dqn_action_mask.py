@@ -153,6 +153,9 @@ def test_exploration_is_uniform_over_legal_actions(epsilon):
     expected = epsilon * mask / 3 + (1 - epsilon) * np.array([0, 0, 1, 0, 0])
     frequencies = np.bincount(actions, minlength=5) / count
     assert (abs(frequencies - expected) <= 5 * np.sqrt(expected * (1 - expected) / count)).all()
+    lowest = np.array([[-np.inf, 0.0, -np.inf]] * 8, np.float32)  # the values of what is legal too
+    legal = np.array([[False, False, True]] * 8)
+    assert dqn.epsilon_greedy(lowest, legal, epsilon, np.random.default_rng(0)).tolist() == [2] * 8
 
 
 def test_stored_transitions_lead_to_the_final_state_not_to_the_next_episodes_first(tmp_path, monkeypatch):

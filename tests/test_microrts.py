@@ -351,6 +351,8 @@ def test_points_and_returns_are_those_of_who_met_a_past_self():
     info = raw._final_info(np.array([0, 2, 3]))
     assert info["points_passiveAI"].tolist() == pytest.approx([1, np.nan, 0], nan_ok=True)
     assert info["points_coacAI"].tolist() == pytest.approx([np.nan, 0, np.nan], nan_ok=True)
+    with pytest.raises(ValueError, match="Expected frame_skip and fade at least 0 and 6 reward_weights.*got 0, -1"):
+        make_vec(GRID, 2, {"fade": -1}, layout="grid")
     for wrong in ({"self_play": True, "share": 1.5}, {"share": 0.5}):
         with pytest.raises(ValueError, match="Expected share from 0 to 1, and self_play with it"):
             make_vec(GRID, 2, wrong, layout="grid")

@@ -1,11 +1,13 @@
 """PettingZoo's games by turns, with a row for each seat; skipped where PettingZoo is not installed."""
 
+import json
 import sys
 import types
 
 import numpy as np
 import pytest
 from gymnasium import spaces
+from script import run_folder
 from test_scripts import main
 
 from envs.make import make_vec
@@ -150,3 +152,7 @@ def test_a_script_trains_on_it_in_self_play(tmp_path, monkeypatch, capsys):
         "ppo_action_mask", *flags, "--minibatch-size", "48", "--total-timesteps", "96", "--eval-episodes", "6"
     )
     assert scores["episodic_return"] == 1 and scores["illegal_rate"] == 0
+    capsys.readouterr()
+    for episodes in ("1", "4"):  # no multiple of the three seats
+        main("ppo_action_mask", "--eval-only", str(run_folder()), "--eval-episodes", episodes)
+        assert json.loads(capsys.readouterr().out)["as_trained"]["episodic_return"] == 1

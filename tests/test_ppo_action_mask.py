@@ -147,6 +147,15 @@ def test_what_cannot_be_predicted_is_refused(tmp_path, monkeypatch):
         main(Args(predict_mask=True, mask_mode="none"))
     with pytest.raises(ValueError, match="--predict-mask predicts each field by itself; here they depend"):
         main(Args(predict_mask=True, env_id="Masked/BinPlacement-v0", env_kwargs=("dependent", "True")))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_head_of_the_mask_learns_from_updates_that_end_early(tmp_path, monkeypatch):
+    """Two rollouts of four minibatches, with one epoch each."""
+    monkeypatch.chdir(tmp_path)
+    main(Args(predict_mask=True, target_kl=1e-12, total_timesteps=2048, eval_episodes=0))
+    saved = checkpoint()
+    assert saved["head_optimizer"]["steps"][0] == saved["optimizer"]["steps"][0] == 8
 
 
 def test_stricter_masks_keep_a_choice_in_each_field_and_allow_nothing_new():
@@ -159,6 +168,10 @@ def test_stricter_masks_keep_a_choice_in_each_field_and_allow_nothing_new():
     both = mask[:, :2].all(1)
     assert abs(strict[both, 1].mean() - 0.625) < 0.05
     np.testing.assert_array_equal(drop_legal(mask, nvec, 0.0, rng), mask)
+    grid = np.concatenate([np.ones((2000, 1, 1, 1), np.int8), mask[:, :, None, None]], axis=1)
+    strict = drop_legal(grid, nvec, 0.5, rng)
+    assert strict.shape == grid.shape and strict[:, 0].all() and abs(strict[both, 2].mean() - 0.625) < 0.05
+    assert not drop_legal(grid * 0, nvec, 0.5, rng).any()
 
 
 def test_dependent_fields_are_learnt_in_all_arms(tmp_path, monkeypatch):

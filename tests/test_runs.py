@@ -4,6 +4,7 @@ import errno
 import gc
 import importlib
 import json
+import os
 import random
 import re
 import signal
@@ -308,6 +309,15 @@ def test_an_agent_that_a_new_run_cannot_begin_with_is_refused(flags, words, trai
     assert len(list(trained.parent.parent.iterdir())) == 1
 
 
+def test_an_agent_that_read_the_same_weights_with_other_heads_is_refused(tmp_path):
+    script = "ppo_attention_mask"
+    flags = (*SMALL[script], "--total-timesteps", "32", "--init-from")
+    main(script, *flags[:-1], "--heads", "2")
+    with pytest.raises(ValueError, match="^--init-from .*checkpoint.pt: trained with --heads 2, not 4"):
+        main(script, *flags, str(run_folder()))
+    main(script, *flags, str(run_folder()), "--heads", "2")
+
+
 def test_every_bit_counts(trained):
     """Wherever a bit is flipped, the file is refused; unharmed, torch reads it as well."""
     whole, flip = trained.read_bytes(), random.Random(0)
@@ -427,6 +437,14 @@ def test_runs_of_the_same_second_have_folders_of_their_own():
 def test_where_no_folder_can_be_made_nothing_is_trained(block, tmp_path):
     block(tmp_path / "runs")
     with pytest.raises(ValueError, match="^No folder for this run can be made in runs/: .*File exists"):
+        main(PPO, *FLAGS)
+
+
+def test_where_no_folder_can_be_made_in_runs_nothing_is_trained(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    mkdir = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, **more: mkdir(path, **more) if more else os.mkdir("/proc/none"))
+    with pytest.raises(ValueError, match="^No folder for this run can be made in runs/: .*. Start it elsewhere"):
         main(PPO, *FLAGS)
 
 

@@ -150,7 +150,7 @@ class MicroRTS(BatchedEnv):
         exact_masks: forbid what the game would refuse, see above; off, the masks are those of gym-microrts.
         reward_weights: of the six rewards.
         fade: steps of the batch, from the beginning of the training, over which all weights but the first fall to 0; 0:
-            they stay.
+            they stay. An evaluation begins anew, with all of them: look at `success`.
         max_episode_steps: frames until truncation; with `frame_skip` and without `skip_idle` steps.
         render_mode: "rgb_array" or None; drawn here, the game's own pictures need a screen.
 
@@ -189,9 +189,9 @@ class MicroRTS(BatchedEnv):
         render_mode: str | None = None,
     ):
         names = (opponents,) if isinstance(opponents, str) else tuple(opponents)
-        if frame_skip < 0 or len(reward_weights) != len(REWARDS):
-            expected = f"frame_skip at least 0 and {len(REWARDS)} reward_weights, for {', '.join(REWARDS)}"
-            raise ValueError(f"Expected {expected}; got {frame_skip} and {reward_weights}.")
+        if min(frame_skip, fade) < 0 or len(reward_weights) != len(REWARDS):
+            expected = f"frame_skip and fade at least 0 and {len(REWARDS)} reward_weights, for {', '.join(REWARDS)}"
+            raise ValueError(f"Expected {expected}; got {frame_skip}, {fade} and {reward_weights}.")
         if not 0 <= share <= 1 or (share and not self_play):
             raise ValueError(f"Expected share from 0 to 1, and self_play with it; got {share} and {self_play}.")
         bots, folder = load_game()

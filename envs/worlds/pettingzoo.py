@@ -1,6 +1,8 @@
 """PettingZoo's games by turns, with a row of the batch for each seat."""
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +43,7 @@ class PettingZoo(BatchedEnv):
 
     ## Arguments
     Args:
-        num_envs: N, a multiple of the number of seats.
+        num_envs: N, a multiple of the number of seats; an evaluation takes the next one.
         game: module of the game, "pettingzoo.classic.tictactoe_v3" (`pip install "pettingzoo[classic]"`).
         max_episode_steps: moves until truncation.
         render_mode: "rgb_array" or None; what the game draws.
@@ -66,15 +68,9 @@ class PettingZoo(BatchedEnv):
     def __init__(
         self, num_envs: int, game: str, max_episode_steps: int = 500, render_mode: str | None = None, **kwargs: Any
     ):
-        try:
-            make = importlib.import_module(game).env
-        except (ImportError, AttributeError) as error:
-            raise ImportError(
-                f"game {game}: {error}. Expected the module of a game, as pettingzoo.classic.tictactoe_v3; pip install "
-                f'"pettingzoo[classic]" has its classic ones.'
-            ) from error
         mode = {"render_mode": render_mode} if render_mode else {}
-        first = make(**mode, **kwargs)
+        make = partial(_load(game), **mode, **kwargs)
+        first = make()
         self.seats = list(getattr(first, "possible_agents", ()))
         if len(self.seats) < 2 or num_envs % len(self.seats):
             found = f"{len(self.seats)} seats and {num_envs} environments"
@@ -88,9 +84,14 @@ class PettingZoo(BatchedEnv):
         self.passing = int(actions[0].n)
         space = spaces.Dict(observation=seen[0]["observation"], turn=spaces.MultiBinary(1))
         super().__init__(num_envs, space, spaces.Discrete(self.passing + 1), max_episode_steps, render_mode)
-        self.games = [first] + [make(**mode, **kwargs) for _ in range(num_envs // len(self.seats) - 1)]
+        self.games = [first] + [make() for _ in range(num_envs // len(self.seats) - 1)]
         self.masks = np.zeros((num_envs, self.passing + 1), np.int8)
         self.totals = np.zeros(num_envs)
+
+    @staticmethod
+    def multiple(game: str, max_episode_steps: int = 500, render_mode: str | None = None, **kwargs: Any) -> int:
+        """The seats of a game, by which `num_envs` must be divisible."""
+        return len(_load(game)(**kwargs).possible_agents)
 
     def _reset_rows(self, rows: np.ndarray) -> None:
         self.totals[rows] = 0
@@ -151,3 +152,14 @@ class PettingZoo(BatchedEnv):
         """Close all games."""
         for game in self.games:
             game.close()
+
+
+def _load(game: str) -> Callable[..., Any]:
+    """What makes the game of this module."""
+    try:
+        return importlib.import_module(game).env
+    except (ImportError, AttributeError) as error:
+        raise ImportError(
+            f"game {game}: {error}. Expected the module of a game, as pettingzoo.classic.tictactoe_v3; pip install "
+            f'"pettingzoo[classic]" has its classic ones.'
+        ) from error
