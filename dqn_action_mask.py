@@ -23,7 +23,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import functional as F
 
-from envs.masks import check_action_mask, illegal_actions
+from envs.masks import check_truncated, illegal_actions
 from experiment import Adam, Flags, OnHost, Run
 from experiment.flags import Count, Natural, Positive, PositiveShare, Share, check_shares, parse
 
@@ -111,12 +111,15 @@ def td_targets(
             Q-learning, van Hasselt et al. 2016, equation 4); None: the target network does both.
 
     Raises:
-        ValueError: the mask is not bool or has another shape.
+        ValueError: the mask is not bool, or a shape is another; that a living s' has a legal action is not looked at.
 
     >>> reward, alive, q = torch.zeros(1), torch.tensor([False]), torch.tensor([[1.0, 2.0, 9.0]])
     >>> td_targets(reward, alive, q, torch.tensor([[True, True, False]]), gamma=0.5)
     tensor([1.])
     """
+    if not rewards.shape == terminations.shape == next_q.shape[:1]:
+        found = f"{tuple(rewards.shape)}, terminations {tuple(terminations.shape)}, next_q {tuple(next_q.shape)}"
+        raise ValueError(f"rewards have shape {found}; expected (B,), (B,) and (B, A).")
     choice = masked(next_q if online_next_q is None else online_next_q, next_masks).argmax(1, keepdim=True)
     return rewards + gamma * torch.where(terminations, 0.0, next_q.gather(1, choice).squeeze(1))
 
@@ -318,7 +321,7 @@ def main(args: Args) -> dict[str, float]:
                 host["next_obs"][t, ended] = infos["final_obs"][ended]
                 final_masks = infos["final_info"]["action_mask"]
                 if args.mask_mode == "mask":  # a truncated state needs a legal action, which the target is about
-                    check_action_mask(final_masks, nvec, ended=host["terminations"][t] | ~ended)
+                    check_truncated(final_masks, ended & ~host["terminations"][t])
                 host["next_masks"][t, ended] = final_masks[ended]
         illegal = illegal_actions(host["actions"].ravel(), host_masks.reshape(T * N, -1), nvec)
         if args.mask_mode == "penalty":

@@ -125,6 +125,7 @@ class CategoricalMasked:
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
+        nvec = nvec if nvec is None else tuple(int(n) for n in nvec)  # a list or an array will do
         self.single = nvec is None
         if nvec is not None and len(set(nvec)) == 1:
             logits = rearrange(logits, "... (k a) -> ... k a", k=len(nvec))
@@ -148,10 +149,12 @@ class CategoricalMasked:
     @classmethod
     def _places(cls, nvec: tuple[int, ...], device: torch.device) -> Tensor:
         """Where the choices (sum(nvec),) stand among the K * max(nvec) padded ones."""
-        if (nvec, device) not in cls._cache:  # functools.lru_cache would break torch.compile's graph
+        parts = (k * max(nvec) + torch.arange(n, device=device) for k, n in enumerate(nvec))
+        if torch.compiler.is_compiling():  # a graph, and torch.export, keep it themselves
+            return torch.cat([*parts])
+        if (nvec, device) not in cls._cache:
             with torch.inference_mode(False):  # made while acting, it must serve the backward pass as well
-                parts = [k * max(nvec) + torch.arange(n, device=device) for k, n in enumerate(nvec)]
-                cls._cache[nvec, device] = torch.cat(parts)
+                cls._cache[nvec, device] = torch.cat([*parts])
         return cls._cache[nvec, device]
 
     @property
@@ -178,7 +181,10 @@ class CategoricalMasked:
         return self._log_probs
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Log-probability (...) of `action` int64 (...) or (..., K), summed over fields."""
+        """Log-probability (...) of `action` int64 (...) or (..., K), summed over fields; other shapes: ValueError."""
+        if action.shape != self.logits.shape[:-1]:
+            expected = tuple(self.logits.shape[:-1])
+            raise ValueError(f"The action has shape {tuple(action.shape)}; expected {expected}.")
         log_prob = self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
         return log_prob if self.single else log_prob.sum(-1)
 

@@ -272,7 +272,9 @@ def next_mask(
 class _FieldActions:
     """What both wrappers share: the action space of indices, the enumerations' values, the observation to show."""
 
-    def _declare(self, space: gym.Space, fields: Fields, mask_function: Callable, hide: tuple[str, ...]) -> None:
+    def _declare(
+        self, space: gym.Space, inner: gym.Space, fields: Fields, mask_function: Callable, hide: tuple[str, ...]
+    ) -> None:
         self.fields, self.mask_function, self.hide = dict(fields), mask_function, hide
         self.members = [_values_of(enumeration) for enumeration in fields.values()]
         if not fields or any(len(members) == 0 for members in self.members):
@@ -282,6 +284,27 @@ class _FieldActions:
         missing = [key for key in hide if not isinstance(space, spaces.Dict) or key not in space.spaces]
         if missing:
             raise ValueError(f"hide={missing}: the observation space has no such keys, it is {space}.")
+        self._refuse_strangers(inner)
+
+    def _refuse_strangers(self, inner: gym.Space) -> None:
+        """Fields and values that the inner environment, whose action space this is, does not have."""
+        if isinstance(inner, spaces.Dict):
+            parts = {name: inner.spaces.get(name) for name in self.fields}
+            fit = parts.keys() == inner.spaces.keys()
+        elif not isinstance(inner, spaces.Discrete | spaces.MultiDiscrete):
+            return
+        else:
+            many = isinstance(inner, spaces.MultiDiscrete)
+            pairs = zip(np.ravel(inner.nvec), np.ravel(inner.start), strict=True) if many else ()
+            known = [spaces.Discrete(n, start=start) for n, start in pairs] if many else [inner]
+            fit = len(known) == len(self.fields)
+            parts = dict(zip(self.fields, known, strict=False))
+        if not fit:
+            raise ValueError(f"The fields are {list(self.fields)}; expected those of the inner action space {inner}.")
+        for (name, part), members in zip(parts.items(), self.members, strict=True):
+            strange = [int(x) for x in members if isinstance(part, spaces.Discrete) and not part.contains(x)]
+            if strange:
+                raise ValueError(f"Field {name!r} has the values {strange}, which are not in {part}.")
 
     def _index_space(self) -> gym.Space:
         sizes = [len(members) for members in self.members]
@@ -335,9 +358,9 @@ class MaskFunction(_FieldActions, gym.Wrapper):
 
     def __init__(self, env: gym.Env, fields: Fields, mask_function: Callable[[Any], Constraints], hide=()):
         super().__init__(env)
-        self._declare(env.observation_space, fields, mask_function, tuple(hide))
+        self._declare(env.observation_space, env.action_space, fields, mask_function, tuple(hide))
         self.action_space, self.observation_space = self._index_space(), self._shown_space(env.observation_space)
-        if self.dependent:
+        if self.dependent and len(self.fields) > 1:
             self.field_mask = self._field_mask
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -371,7 +394,8 @@ class VectorMaskFunction(_FieldActions, VectorWrapper):
 
     def __init__(self, env: VectorEnv, fields: Fields, mask_function: Callable[[Any], Constraints], hide=()):
         super().__init__(env)
-        self._declare(env.single_observation_space, fields, mask_function, tuple(hide))
+        seen, actions = env.single_observation_space, env.single_action_space
+        self._declare(seen, actions, fields, mask_function, tuple(hide))
         self.single_action_space = self._index_space()
         self.single_observation_space = self._shown_space(env.single_observation_space)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

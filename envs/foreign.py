@@ -3,14 +3,13 @@
 import multiprocessing
 import traceback
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.async_vector_env import AsyncState
 
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec
@@ -59,12 +58,14 @@ class Guest(gym.Wrapper):
         self.in_observation = isinstance(space, spaces.Dict) and "action_mask" in space.spaces
         if self.in_observation:
             self.observation_space = spaces.Dict({k: v for k, v in space.spaces.items() if k != "action_mask"})
+            if not self.observation_space.spaces:
+                raise ValueError(f"{env} observes nothing but its action mask; expected another key beside it.")
         chain = [env]  # from the outermost wrapper to the environment
         while chain[-1] is not env.unwrapped:
             chain.append(chain[-1].env)
         givers = [(e, name) for name in METHODS for e in chain if name in vars(e) or hasattr(type(e), name)]
         self.giver, self.method = givers[0] if givers else (None, None)
-        self.by_field = self.method == "field_mask"
+        self.by_field = self.method == "field_mask"  # of a single one too
         self.uses = next((e.uses for e in chain if hasattr(type(e), "uses") or "uses" in vars(e)), None)
         if require_mask:
             self._refuse_renumbering(chain)
@@ -80,7 +81,7 @@ class Guest(gym.Wrapper):
             obs, info = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._blame("reset()", error, "obs and info") from error
-        return admit(self.observation_space, obs, self.index), self._masks(obs, info or {}, acts=True)
+        return admit(self.observation_space, obs, self.index), self._masks(obs, self._info(info), acts=True)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step, with the mask in the info."""
@@ -91,9 +92,10 @@ class Guest(gym.Wrapper):
         except Exception as error:
             raise self._blame(f"step({action})", error, STEP) from error
         terminated, truncated = self._flag("terminated", terminated), self._flag("truncated", truncated)
-        given = {} if terminated else self._masks(obs, info or {}, acts=not truncated)
+        info = self._info(info)
+        given = {} if terminated else self._masks(obs, info, acts=not truncated)
         if terminated or truncated:
-            given |= self._known(info or {})
+            given |= self._known(info)
         return admit(self.observation_space, obs, self.index), reward, terminated, truncated, given
 
     def field_mask_of_row(self, chosen: np.ndarray) -> np.ndarray:
@@ -104,7 +106,12 @@ class Guest(gym.Wrapper):
             mask = np.array(self.giver.field_mask(path))
         except Exception as error:
             raise self._blame(f"field_mask({path})", error, "the mask of legal choices in the next field") from error
-        return check_action_mask(mask[None], self.nvec[k : k + 1], self.index)[0]
+        return check_action_mask(mask[None], self.nvec[k : k + 1], self.index, first_field=k)[0]
+
+    def _info(self, info: Any) -> Mapping[str, Any]:
+        if info is not None and not isinstance(info, Mapping):
+            raise ValueError(f"Environment {self.index}: the info is {info!r:.60}; expected a dict.")
+        return info or {}
 
     def _flag(self, name: str, value: Any) -> bool:
         if type(value) is not bool:
@@ -168,6 +175,8 @@ class Guest(gym.Wrapper):
 
     def _listed(self, actions: Any) -> np.ndarray:
         listed = np.asarray(list(actions))
+        if listed.dtype == bool or len(set(listed.tolist())) < len(listed):
+            raise ValueError(f"it gives {list(actions)}; expected each legal action once. action_masks() gives flags")
         indices = listed.astype(np.int64) - getattr(self.env.action_space, "start", 0)
         if len(indices) and not (indices.min() >= 0 and indices.max() < self.nvec.sum() and (listed % 1 == 0).all()):
             raise ValueError(f"it lists {list(actions)}, which are not all in {self.env.action_space}")
@@ -176,12 +185,13 @@ class Guest(gym.Wrapper):
     def _one_form(self, mask: Any, acts: bool) -> np.ndarray:
         several = len(self.fields) > 1
         if several and isinstance(mask, tuple | list) and len(mask) == len(self.fields) and np.ndim(mask[0]):
-            mask = np.concatenate([np.ravel(field) for field in mask])
-        try:
-            mask = np.array(mask)  # a copy
-        except ValueError as error:
-            what = f"Environment {self.index}: the action mask is {mask!r:.60}"
-            raise ValueError(f"{what}; expected {self.num_choices} entries, 1 where legal.") from error
+            whole = (len(mask), *np.shape(mask[0])) == self.fields and np.size(mask[-1]) == np.size(mask[0])
+            if isinstance(mask, list) and whole and np.size(mask[0]) == self.fields[0]:
+                what = f"Environment {self.index}: the action mask is the list {mask!r:.60}"
+                raise ValueError(f"{what}; expected a tuple of a mask for each field, or an array of whole actions.")
+            if isinstance(mask, tuple) or not whole:
+                mask = np.concatenate([np.ravel(field) for field in mask])
+        mask = self._array("action mask", mask, f"{self.num_choices} entries")
         # Values of int8 are checked in a batch; Gymnasium copies all masks into one array of the first one's type.
         if several and mask.shape == self.fields:  # joint
             if mask.size > MAX_JOINT:
@@ -197,13 +207,25 @@ class Guest(gym.Wrapper):
         return mask
 
     def _grid_masks(self, mask: Any, agents: Any, acts: bool) -> dict[str, np.ndarray]:
-        agents = np.asarray(agents)
+        agents = self._array("agent mask", agents, "(H, W)")
         free = np.ones((self.nvec.sum(), *agents.shape), np.int8)
-        mask = free if mask is None and not self.require_mask else mask
-        if mask is None:
+        if mask is None and self.require_mask:
             return {"agent_mask": agents}
-        both = check_grid_masks(np.asarray(mask)[None], agents[None], self.nvec, self.index, ended=not acts)[0]
+        try:
+            mask = free if mask is None else self._array("action mask", mask, "(A, H, W)")
+            both = check_grid_masks(mask[None], agents[None], self.nvec, self.index, ended=not acts)[0]
+        except ValueError:
+            if self.require_mask:
+                raise
+            both = check_grid_masks(free[None], agents[None], self.nvec, self.index)[0]  # who is there counts
         return {"agent_mask": both[0], "action_mask": both[1:]}
+
+    def _array(self, name: str, mask: Any, expected: str) -> np.ndarray:
+        try:
+            return np.array(mask)  # a copy
+        except ValueError as error:  # rows of different lengths
+            what = f"Environment {self.index}: the {name} is {mask!r:.60}"
+            raise ValueError(f"{what}; expected {expected}, 1 where legal.") from error
 
     def _known(self, info: Mapping[str, Any]) -> dict[str, float]:
         """What it knows about the episode that ended, as numbers; what is no number is reported once."""
@@ -242,6 +264,8 @@ class AsyncGuests(AsyncVectorEnv):
         try:
             ask()
             return wait(self.patience)
+        except ValueError as error:  # a guest's sentence, from its process
+            raise ValueError(*error.args) from error
         except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
             late = [i for i, pipe in enumerate(self.parent_pipes) if not _has_answer(pipe)]
             for process in self.processes:
@@ -268,37 +292,65 @@ def _has_answer(pipe: Connection) -> bool:
 class GuestBatch(VectorWrapper):
     """A vector environment that somebody else wrote: what it returns is copied, and checked for what scripts read."""
 
+    def __init__(self, env: VectorEnv):
+        super().__init__(env)
+        space = env.single_observation_space
+        if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:
+            raise ValueError(
+                f"{env} observes an action_mask; expected it in the infos, as vector environments give it."
+            )
+
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset all environments."""
         try:
             obs, infos = self.env.reset(**kwargs)
         except Exception as error:
             raise self._blame("reset()", error, "obs and infos") from error
-        return deepcopy(obs), self._read(infos)
+        return self._batch(self.single_observation_space, obs), self._read(infos)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all environments."""
         try:
             obs, *results, infos = self.env.step(actions)
             rewards, terminations, truncations = (np.array(x).reshape(self.num_envs) for x in results)
+            if "f" in terminations.dtype.kind + truncations.dtype.kind:
+                raise TypeError("terminations and truncations are numbers")
         except Exception as error:
             raise self._blame("step()", error, STEP) from error
         given = self._read(infos)
         if (terminations | truncations).any():
-            if not {"final_obs", "final_info"} <= set(infos):
+            if not {"final_obs", "final_info"} <= set(infos) or not isinstance(infos["final_info"], Mapping):
                 raise ValueError(
                     f"An episode ended, and the infos of {self.env} hold {sorted(infos)}: expected final_obs and "
                     f"final_info, the last observation and info of it, as Gymnasium's SAME_STEP mode gives them."
                 )
             known = {key: np.array(infos["final_info"][key], float) for key in KNOWN if key in infos["final_info"]}
+            for key, values in known.items():
+                if values.shape != (self.num_envs,):
+                    found = f"{key} of shape {values.shape}"
+                    raise ValueError(f"The final_info of {self.env} holds {found}; expected ({self.num_envs},).")
             filled = np.where(
                 terminations | truncations, np.arange(self.num_envs), (terminations | truncations).argmax()
             )
             final_obs = _rows(infos["final_obs"], filled)
             given |= {"final_obs": final_obs, "final_info": known | self._read(infos["final_info"])}
-        return deepcopy(obs), rewards, terminations.astype(bool), truncations.astype(bool), given
+        obs = self._batch(self.single_observation_space, obs)
+        return obs, rewards, terminations.astype(bool), truncations.astype(bool), given
+
+    def _batch(self, space: gym.Space, obs: Any) -> Any:
+        """A copy of a batch of observations, which has a row for each environment in every part."""
+        if isinstance(space, spaces.Dict) and isinstance(obs, Mapping) and set(space.spaces) <= set(obs):
+            return {key: self._batch(part, obs[key]) for key, part in space.spaces.items()}
+        if isinstance(space, spaces.Tuple) and isinstance(obs, tuple) and len(obs) == len(space.spaces):
+            return tuple(self._batch(part, value) for part, value in zip(space.spaces, obs, strict=True))
+        if isinstance(space, spaces.Dict | spaces.Tuple) or np.shape(obs) != (self.num_envs, *(space.shape or ())):
+            found = f"{type(obs).__name__} of shape {np.shape(obs)}"
+            raise ValueError(f"{self.env} observes a {found}; expected {self.num_envs} rows of {space}.")
+        return np.array(obs)
 
     def _read(self, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        if not isinstance(infos, Mapping):
+            raise ValueError(f"The infos of {self.env} are {infos!r:.60}; expected a dict.")
         masks = {name: np.array(infos[name]) for name in ("action_mask", "agent_mask") if name in infos}
         for name in list(masks):
             if f"_{name}" not in infos:
@@ -306,7 +358,10 @@ class GuestBatch(VectorWrapper):
                     f"The infos of {self.env} hold {name} without _{name}: expected (N,) bool, True in the rows that "
                     f"are filled, as in Gymnasium's vector environments."
                 )
-            masks[f"_{name}"] = np.array(infos[f"_{name}"])
+            filled = masks[f"_{name}"] = np.array(infos[f"_{name}"])
+            if filled.dtype != bool or filled.shape != (self.num_envs,):
+                found = f"_{name} of shape {filled.shape} and type {filled.dtype}"
+                raise ValueError(f"The infos of {self.env} hold {found}; expected ({self.num_envs},) bool.")
         return masks
 
     def _blame(self, call: str, error: Exception, expected: str) -> ValueError:

@@ -69,7 +69,9 @@ def check_uses(uses: Any, nvec: np.ndarray) -> np.ndarray:
     return table.astype(bool)
 
 
-def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False) -> np.ndarray:
+def check_action_mask(
+    action_mask: Any, nvec: np.ndarray, first_env: int = 0, ended: Any = False, first_field: int = 0
+) -> np.ndarray:
     """Check masks on the host, before they reach the device, and return them as int8.
 
     Args:
@@ -77,6 +79,7 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
         nvec: (K,) choices in each action field.
         first_env: the index of the environment that row 0 belongs to, for messages.
         ended: (N,) bool or a bool, rows of states that nobody acts in any more, which may have no legal action.
+        first_field: the index of the first of these fields, for messages.
 
     Raises:
         ValueError: wrong shape, a value other than 0 and 1 (NaN among them), or a field without a legal action.
@@ -110,10 +113,25 @@ def check_action_mask(action_mask: Any, nvec: np.ndarray, first_env: int = 0, en
         row = np.flatnonzero(~(legal.all(axis=1) | ended))[0]
         field = np.flatnonzero(~legal[row])[0]
         raise ValueError(
-            f"Environment {first_env + row}: the action mask leaves no legal action in field {field} (its "
-            f"{nvec[field]} entries are all 0). A state to act in needs one: add a no-op, or end the episode."
+            f"Environment {first_env + row}: the action mask leaves no legal action in field "
+            f"{first_field + field} (its {nvec[field]} entries are all 0). A state to act in needs one: add a no-op, "
+            f"or end the episode."
         )
     return mask
+
+
+def check_truncated(masks: np.ndarray, truncated: np.ndarray) -> None:
+    """Refuse masks (N, A) in which nothing is legal in a state that a truncation led to, `truncated` (N,) bool.
+
+    Raises:
+        ValueError: names the environment.
+    """
+    stuck = truncated & ~masks.any(axis=1)
+    if stuck.any():
+        raise ValueError(
+            f"Environment {np.flatnonzero(stuck)[0]}: nothing is legal in the state that a truncation led to. The "
+            f"target of DQN is about it: expected a mask in the info of that step too."
+        )
 
 
 def check_grid_masks(

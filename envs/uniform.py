@@ -115,6 +115,7 @@ class UniformVectorEnv(VectorWrapper):
         if of_guests and env.get_attr("by_field")[0]:
             self.field_masks = lambda chosen: np.stack(env.call("field_mask_of_row", chosen))
         uses = env.get_attr("uses")[0] if of_guests else getattr(env.unwrapped, "uses", None)
+        self.field_masks = self.field_masks if len(self.nvec) > 1 else None  # a single field depends on nothing
         self.uses = None if uses is None else check_uses(uses, self.nvec)
         self.statistics, self.learns, self.obs_dtype = statistics or None, learns, flat_dtype(self.raw_space)
         if statistics and statistics.obs:
@@ -302,7 +303,8 @@ class UniformVectorEnv(VectorWrapper):
 
     def _final_mask(self, infos: dict[str, Any]) -> np.ndarray:
         """The masks of the states that episodes ended in, 0 where there is none: nobody acts in them."""
-        if "action_mask" not in infos or self.field_mask is not None:
+        masks = {"action_mask", "agent_mask"} if self.layout == "grid" else {"action_mask"}
+        if not masks <= infos.keys() or self.field_mask is not None:
             return np.zeros_like(self.last_mask)
         if self.layout == "grid":
             return check_grid_masks(infos["action_mask"], infos["agent_mask"], self.nvec, ended=True)

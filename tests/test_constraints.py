@@ -176,7 +176,7 @@ class Workbench(gym.Env):
     "inner, check",
     [
         (spaces.Dict({"tool": spaces.Discrete(50, start=-5), "hand": spaces.Discrete(3)}), dict(tool=40, hand=1)),
-        (spaces.MultiDiscrete([50, 3]), [40, 1]),
+        (spaces.MultiDiscrete([50, 3], start=[-5, 0]), [40, 1]),
     ],
 )
 def test_the_simulator_receives_values_not_indices_and_hidden_keys_stay_hidden(inner, check):
@@ -195,16 +195,29 @@ def test_the_simulator_receives_values_not_indices_and_hidden_keys_stay_hidden(i
 
 
 def test_a_single_field_is_discrete():
-    env = MaskFunction(Workbench(spaces.Discrete(50)), {"tool": Tool}, lambda obs: {})
+    env = MaskFunction(Workbench(spaces.Discrete(50, start=-5)), {"tool": Tool}, lambda obs: {})
     assert env.action_space == spaces.Discrete(3)
     env.reset(seed=0)
     env.step(1)
     assert env.unwrapped.given == -3
 
 
+@pytest.mark.parametrize("inner, fields, words", [
+    (spaces.Discrete(2), {"hand": Hand}, r"Field 'hand' has the values \[2\], which are not in Discrete\(2\)"),
+    (spaces.MultiDiscrete([50, 3]), FIELDS, r"Field 'tool' has the values \[-3\], which are not in Discrete\(50\)"),
+    (spaces.Discrete(3, start=1), FIELDS, r"The fields are \['tool', 'hand'\]; expected those of .*Discrete\(3"),
+    (spaces.Dict(hand=spaces.Discrete(3), foot=spaces.Discrete(3)), {"hand": Hand}, "expected those of .*foot"),
+    (spaces.Dict(foot=spaces.Discrete(3)), {"hand": Hand}, "expected those of .*foot"),
+])  # fmt: skip
+def test_fields_and_values_that_the_inner_environment_does_not_have_are_refused(inner, fields, words):
+    with pytest.raises(ValueError, match=words):
+        MaskFunction(Workbench(inner), fields, lambda obs: {})
+    MaskFunction(Workbench(spaces.Box(-9, 99, (2,))), FIELDS, lambda obs: {})
+
+
 def test_hide_must_name_keys_of_the_observation():
     with pytest.raises(ValueError, match=r"hide=\['rust'\]"):
-        MaskFunction(Workbench(spaces.Discrete(50)), {"tool": Tool}, lambda obs: {}, hide=("rust",))
+        MaskFunction(Workbench(spaces.Discrete(50, start=-5)), {"tool": Tool}, lambda obs: {}, hide=("rust",))
 
 
 def test_the_vector_wrapper_gives_the_final_mask_apart_from_the_new_episodes():
@@ -226,7 +239,7 @@ def test_a_mask_function_may_have_settings_of_its_own():
         return {"tool": Mask([1, 1, obs["wood"][0] > limit])}
 
     for function, allowed in ((brighter, [1, 1, 0]), (partial(brighter, limit=-1), [1, 1, 1])):
-        env = MaskFunction(Workbench(spaces.Discrete(50)), {"tool": Tool}, function)
+        env = MaskFunction(Workbench(spaces.Discrete(50, start=-5)), {"tool": Tool}, function)
         env.unwrapped.reset = lambda **kwargs: ({"wood": np.zeros(2)}, {})
         assert not env.dependent and env.reset()[1]["action_mask"].tolist() == allowed
 
@@ -236,7 +249,7 @@ class Keeper(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
     num_envs, single_observation_space = 2, spaces.Dict(open=spaces.MultiBinary(3))
-    single_action_space = spaces.Discrete(50)
+    single_action_space = spaces.Discrete(50, start=-5)
     observation_space, action_space = spaces.Dict(open=spaces.MultiBinary((2, 3))), spaces.MultiDiscrete([50, 50])
 
     def reset(self, *, seed=None, options=None):

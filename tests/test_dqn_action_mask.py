@@ -12,6 +12,13 @@ import ppo_action_mask as ppo
 CPU = torch.device("cpu")
 
 
+def test_columns_where_rows_are_expected_are_refused():
+    rows, q = torch.zeros(3), torch.zeros(3, 2)
+    for rewards, terminations in ((rows[:, None], rows.bool()), (rows, rows[:, None].bool()), (rows[:1], rows[:1] > 0)):
+        with pytest.raises(ValueError, match="rewards have shape .*, terminations .*; expected .B,., .B,. and .B, A."):
+            dqn.td_targets(rewards, terminations, q, None, 0.9)
+
+
 def test_the_target_takes_the_best_legal_next_action():
     rewards, alive = torch.tensor([1.0, 1.0]), torch.tensor([False, False])
     next_q = torch.tensor([[1.0, 2.0, 9.0], [-5.0, -4.0, 9.0]])  # the illegal one is the largest, legal ones negative
@@ -228,6 +235,6 @@ def test_a_truncated_state_in_which_nothing_is_legal_has_no_target(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     flags = {"env_id": "test_guests:Test/Over-v0", "env_kwargs": ("convention", "own", "cut", "truncated")}
     flags |= {"num_envs": 2, "total_timesteps": 64, "eval_episodes": 0}
-    with pytest.raises(ValueError, match="Environment 0: the action mask leaves no legal action in field 0"):
+    with pytest.raises(ValueError, match="Environment 0: nothing is legal in the state that a truncation led to"):
         dqn.main(dqn.Args(**flags, train_frequency=8, learning_starts=0, batch_size=8))
     ppo.main(ppo.Args(**flags, num_steps=8, minibatch_size=8))

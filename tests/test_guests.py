@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from traceback import extract_tb
 
 import gymnasium as gym
 import numpy as np
@@ -166,6 +167,60 @@ def test_rows_of_final_observations_of_episodes_that_go_on_may_hold_anything():
     assert infos["_final_obs"].tolist() == [True, False] and infos["final_obs"][0].tolist() == [3]
 
 
+class Crooked(Batch):
+    """Wrong in one way, from the first step on."""
+
+    def step(self, actions):
+        obs, rewards, ended, cut, infos = super().step(actions)
+        kind, _, what = self.fault.partition(" ")
+        if kind == "obs":
+            obs = {"turned": obs.T, "none": None, "dict": {"x": obs}, "wide": np.zeros((2, 3))}[what]
+        if kind == "infos":
+            infos = {"none": None, "list": []}[what]
+        if kind == "flag":
+            infos["_action_mask"] = {"float": np.ones(2), "short": np.ones(1, bool)}[what]
+        if kind == "final":
+            ended, infos["final_obs"] = ended | True, obs.copy()
+            infos["final_info"] = None if what == "none" else {"success": 1.0, "_success": ended}
+        return obs, rewards, ended * 1.0 if kind == "ended" else ended, cut, infos
+
+    def __init__(self, num_envs=2, fault=""):
+        super().__init__()
+        self.fault = fault
+
+
+class Shown(Batch):
+    """Its mask is a part of what it observes."""
+
+    single_observation_space = spaces.Dict(x=spaces.Box(0, 9, (1,)), action_mask=spaces.MultiBinary(3))
+
+
+gym.register("Test/Crooked-v0", vector_entry_point=Crooked)
+gym.register("Test/Shown-v0", vector_entry_point=Shown)
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("obs turned", r"observes a ndarray of shape \(1, 2\); expected 2 rows of Box"),
+    ("obs wide", r"observes a ndarray of shape \(2, 3\); expected 2 rows of Box"),
+    ("obs none", "observes a NoneType of shape .*; expected 2 rows of Box"),
+    ("obs dict", "observes a dict of shape .*; expected 2 rows of Box"),
+    ("infos none", "The infos of .* are None; expected a dict"),
+    ("infos list", r"The infos of .* are \[\]; expected a dict"),
+    ("flag float", r"hold _action_mask of shape \(2,\) and type float64; expected \(2,\) bool"),
+    ("flag short", r"hold _action_mask of shape \(1,\) and type bool; expected \(2,\) bool"),
+    ("final none", "expected final_obs and final_info"),
+    ("final scalar", r"final_info of .* holds success of shape \(\); expected \(2,\)"),
+    ("ended", "step.. of .* raised TypeError: terminations and truncations are numbers. Expected obs, reward"),
+])  # fmt: skip
+def test_what_a_vector_environment_does_wrong_is_one_sentence(fault, words):
+    envs = make_vec("Test/Crooked-v0", 2, {"fault": fault})
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=words):
+        envs.step(np.zeros(2, int))
+    with pytest.raises(ValueError, match="observes an action_mask; expected it in the infos"):
+        make_vec("Test/Shown-v0", 2)
+
+
 @pytest.mark.parametrize("lacks, words", [
     ("_action_mask", "hold action_mask without _action_mask: expected .N,. bool"),
     ("final_info", "expected final_obs and final_info"),
@@ -226,6 +281,77 @@ def test_masks_of_several_fields_may_be_a_tuple_of_arrays():
     mask = (np.array([1, 0], np.int8), np.array([0, 1, 1], np.int8))
     envs = make_vec("Test/Space-v0", 2, {"action_space": spaces.MultiDiscrete([2, 3]), "mask": mask})
     assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[1, 0, 0, 1, 1]] * 2
+
+
+@pytest.mark.parametrize("nvec, mask, expected", [
+    ((2, 2), (np.array([1, 0]), np.array([0, 1])), [1, 0, 0, 1]),
+    ((2, 3), [[1, 0], [0, 1, 1]], [1, 0, 0, 1, 1]),
+    ((2, 3), [[1, 0, 0], [0, 0, 0]], [1, 0, 1, 0, 0]),  # of whole actions, as an array would be
+    ((2, 2), np.array([[1, 0], [0, 0]]), [1, 0, 1, 0]),
+    ((2, 2, 2), [[[1, 0], [0, 0]], [[0, 0], [0, 0]]], [1, 0, 1, 0, 1, 0]),
+    ((2, 2), [[1, 0], [0, 1]], None),
+])  # fmt: skip
+def test_lists_of_masks_are_of_fields_or_of_whole_actions_and_never_guessed(nvec, mask, expected):
+    kwargs = {"action_space": spaces.MultiDiscrete(nvec), "mask": mask}
+    if expected is None:
+        with pytest.raises(ValueError, match="Environment 0: the action mask is the list .*expected a tuple of a mask"):
+            make_vec("Test/Space-v0", 1, kwargs, dependent=True).reset(seed=0)
+    else:
+        assert (
+            make_vec("Test/Space-v0", 1, kwargs, dependent=True).reset(seed=0)[1]["action_mask"].tolist()[0] == expected
+        )
+
+
+class Lists(Doors):
+    """What it lists is no list of legal actions."""
+
+    def __init__(self, listed):
+        super().__init__(convention="none")
+        self.get_available_actions = lambda: listed
+
+
+class Single(Doors):
+    """Asked field by field, of which it has one."""
+
+    def __init__(self):
+        super().__init__(convention="none")
+        self.field_mask = lambda chosen: self.open
+
+
+class Second(gym.Wrapper):
+    """Nothing is legal in its second field."""
+
+    def __init__(self):
+        super().__init__(Space(spaces.MultiDiscrete([2, 3])))
+
+    def field_mask(self, chosen):
+        return np.zeros(3) if chosen else np.ones(2)
+
+
+gym.register("Test/Lists-v0", Lists, disable_env_checker=True)
+gym.register("Test/Single-v0", Single, disable_env_checker=True)
+gym.register("Test/Second-v0", Second, disable_env_checker=True)
+
+
+@pytest.mark.parametrize("listed", [[True, False, True], np.array([True, False, True]), [1, 0, 1]])
+def test_flags_are_no_list_of_legal_actions(listed):
+    with pytest.raises(ValueError, match="Environment 0: get_available_actions.*expected each legal action once"):
+        make_vec("Test/Lists-v0", 1, {"listed": listed}).reset(seed=0)
+
+
+@BOTH
+def test_a_single_field_is_asked_as_a_mask(async_envs):
+    envs = make_vec("Test/Single-v0", 2, async_envs=async_envs)
+    assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[1, 0, 0]] * 2 and envs.field_mask is None
+    assert envs.step(np.zeros(2, int))[-1]["action_mask"].tolist() == [[0, 1, 0]] * 2
+    envs.close()
+
+
+def test_an_empty_field_is_named_by_its_index():
+    envs = make_vec("Test/Second-v0", 1, dependent=True)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="Environment 0: the action mask leaves no legal action in field 1 .its 3 "):
+        envs.path_mask(np.zeros((1, 2), int))
 
 
 class Over(Doors):
@@ -350,7 +476,7 @@ class Wrong(gym.Env):
             (None if self.fault == "no reward" else np.zeros(2) if self.fault == "two rewards" else 0.0),
             {"not ended": None, "ended in words": "no", "ended twice": np.zeros(2, bool)}.get(self.fault, False),
             np.False_,
-            {"action_mask": [[1], [1, 1]]} if self.fault == "ragged mask" else info,
+            {"ragged mask": {"action_mask": [[1], [1, 1]]}, "info": [1], "array": np.ones(2)}.get(self.fault, info),
         )
 
 
@@ -376,14 +502,19 @@ gym.register("Test/Seedless-v0", Seedless, disable_env_checker=True)
     ("not ended", "terminated is None; expected True or False"),
     ("ended in words", "terminated is 'no'; expected True or False"),
     ("ended twice", r"terminated is array\(\[False, False\]\); expected True or False"),
+    ("info", r"the info is \[1\]; expected a dict"),
+    ("array", r"the info is array\(\[1., 1.\]\); expected a dict"),
     ("ragged mask", r"the action mask is \[\[1\], \[1, 1\]\]; expected 2 entries, 1 where legal"),
 ])  # fmt: skip
 def test_what_an_environment_does_wrong_is_one_sentence_with_its_index(fault, words, async_envs):
     envs = make_vec("Test/Wrong-v0", 2, {"fault": fault}, async_envs)
     envs.reset(seed=0)
     envs.step(np.ones(2, int))
-    with pytest.raises(ValueError, match=f"Environment [01]: .*{words}|Environment 0: {words}"):
+    with pytest.raises(ValueError, match=f"Environment [01]: .*{words}|Environment 0: {words}") as refused:
         envs.step(np.ones(2, int))
+    assert (
+        "envs" in extract_tb(refused.value.__traceback__)[-1].filename.split(os.sep)[-2:]
+    )  # raised by us: no traceback
     envs.close()
 
 

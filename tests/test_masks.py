@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -258,3 +259,36 @@ def test_a_field_without_a_legal_choice_is_refused():
     mask = torch.tensor([[True, True, False, False, False]])
     with pytest.raises(ValueError, match=r"row \[0, 1\]"):
         CategoricalMasked(torch.zeros(1, 5), mask, (2, 3))
+
+
+@pytest.mark.parametrize(
+    "nvec, shape", [((2, 3), (4, 1)), ((2, 3), (1, 2)), ((2, 3), (4,)), (None, (4, 1)), (None, (1,))]
+)
+def test_actions_of_another_shape_are_refused(nvec, shape):
+    dist = CategoricalMasked(torch.zeros(4, 5), None, nvec)
+    with pytest.raises(ValueError, match="The action has shape .*; expected .4"):
+        dist.log_prob(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("nvec", [(2, 3), (3, 3)])
+def test_sizes_of_fields_may_be_any_list_of_them(nvec):
+    logits = torch.randn(4, sum(nvec))
+    expected = CategoricalMasked(logits, None, nvec).probs
+    for same in (list(nvec), np.array(nvec), torch.tensor(nvec)):
+        assert torch.equal(CategoricalMasked(logits, None, same).probs, expected)
+
+
+def test_a_graph_leaves_nothing_behind_that_others_cannot_use():
+    """Fields of sizes that nobody else has here, so that their places are first asked for in the graph."""
+
+    class Policy(torch.nn.Module):
+        def forward(self, logits):
+            return CategoricalMasked(logits, None, (5, 7, 11), validate=False).log_probs
+
+    logits = torch.randn(3, 23, requires_grad=True)
+    with torch.inference_mode():
+        acted = torch.compile(Policy(), backend="eager")(logits)
+    torch.export.export(Policy(), (logits,), strict=False)
+    learnt = CategoricalMasked(logits, None, (5, 7, 11)).log_probs
+    learnt.sum().backward()
+    assert torch.equal(acted, learnt) and logits.grad.isfinite().all()

@@ -56,6 +56,16 @@ def test_no_state_and_no_gradient_crosses_the_start_of_an_episode():
     assert gru.run(x.detach(), torch.ones_like(starts), broken).isfinite().all()
 
 
+def test_sequences_of_another_shape_are_refused_and_half_precision_is_taken():
+    gru, x, starts, state = rec.EpisodicGRU(3, 4), torch.randn(5, 2, 3), torch.zeros(5, 2).bool(), torch.zeros(2, 4)
+    for wrong in ((starts[..., None], state), (starts[:, 0], state), (starts, state[None]), (starts, state[:, :1])):
+        with pytest.raises(ValueError, match=r"starts is .* and state .*; expected \(5, 2\) and \(2, 4\)"):
+            gru.run(x, *wrong)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = gru.run(x, starts, state)
+    assert_close(half, gru.run(x, starts, state), atol=0.02, rtol=0.02)
+
+
 def test_the_ratio_is_1_before_the_first_step_whatever_the_minibatch():
     torch.manual_seed(0)
     agent, (obs, starts, _) = rec.Agent(4, (3, 2), H), sequences()
