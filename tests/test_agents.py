@@ -209,7 +209,7 @@ def test_observations_are_scaled_as_in_training(case):
     scale, kept = case.names["scale"], case.names["saved"]["statistics"]
     columns = len(kept["obs"]["mean"]) if kept else 5
     x = 1e5 * np.random.default_rng(0).standard_cauchy((300, columns)).astype(np.float32)
-    statistics = Statistics(observations=bool(kept), rewards=False, gamma=0.99)
+    statistics = Statistics(observations="obs" in kept, rewards="returns" in kept, gamma=0.99)
     statistics.load_state_dict(kept)
     expected = statistics.scale_observations(x, "flat", learn=False)
     assert (scale(torch.from_numpy(x)).numpy() == expected).all() and (not kept or abs(expected).max() == 10)
