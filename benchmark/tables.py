@@ -443,8 +443,12 @@ def defaults() -> str:
 
 
 def bots() -> str:
-    """Two MicroRTS agents against every bot."""
-    agents = {"against workerRushAI alone": "bots", "against four bots": "bots_mix"}
+    """MicroRTS agents against every bot."""
+    agents = {
+        "against workerRushAI alone": "bots",
+        "against four bots, 24 min": "bots_mix",
+        "mostly against coacAI and mayari, 81 min": "bots_hours",
+    }
     recorded = [json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in agents.values()]
     lines = [f"| bot | {' | '.join(f'trained {name}' for name in agents)} |", "|-" * (1 + len(agents)) + "|"]
     for bot in dict.fromkeys(bot for results in recorded for bot in results):

@@ -641,6 +641,21 @@ def test_a_grid_without_an_agent_mask_is_named():
         make_vec("Test/Nobody-v0", 2, layout="grid").reset(seed=0)
 
 
+@pytest.mark.parametrize("mask", [np.zeros((3, 2, 2)), [[1], [1, 1]]])
+def test_without_a_mask_who_stands_on_a_grid_counts_whatever_they_may_do(mask):
+    class Stuck(gym.Env):
+        observation_space, action_space = spaces.Box(0, 1, (2, 2, 2)), spaces.MultiDiscrete(np.full((2, 2), 3))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros((2, 2, 2), np.float32), {"agent_mask": np.eye(2), "action_mask": mask}
+
+    gym.register("Test/Stuck-v0", Stuck, disable_env_checker=True)
+    masks = make_vec("Test/Stuck-v0", 1, require_mask=False, layout="grid").reset(seed=0)[1]["action_mask"]
+    assert masks[0, 0].tolist() == [[1, 0], [0, 1]] and masks[0, 1:].all()
+    with pytest.raises(ValueError, match="Environment 0: the action mask "):
+        make_vec("Test/Stuck-v0", 1, layout="grid").reset(seed=0)
+
+
 def test_a_module_in_the_working_folder_is_found(tmp_path, monkeypatch):
     (tmp_path / "my_world_of_one_door.py").write_text(
         "import gymnasium as gym\n"
