@@ -29,6 +29,9 @@ __all__ = ["BatchedEnv", "In", "Mask", "MaskFunction", "SingleEnv", "VectorMaskF
 def register_batched(env_id: str, vector_entry_point: str, **kwargs: Any) -> None:
     """Register a batched environment, and the single one that is a batch of one of it.
 
+    `gymnasium.make` keeps an argument `max_episode_steps` for a time limit of its own, which the rules do not know of:
+    it can end episodes earlier, never later. `make_vec` hands it to the environment.
+
     Args:
         env_id: the id for `gymnasium.make` and `make_vec`.
         vector_entry_point: "module:callable" that takes `num_envs` and the environment's arguments.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
@@ -70,6 +70,7 @@ def make_vec(
             f"--env-id {env_id}: {error} ({type(error).__name__}). Ids of this repository begin with Masked/."
         ) from error
     creator = _creator(spec.vector_entry_point or spec.entry_point)
+    _refuse_kinds(env_id, creator, kwargs)
     try:
         if not learns and hasattr(creator, "multiple"):
             multiple = creator.multiple(**kwargs)
@@ -94,6 +95,15 @@ def make_vec(
     return UniformVectorEnv(env, require_mask, layout, presence_column, prev_inputs, dependent, statistics, learns)
 
 
+def _refuse_kinds(env_id: str, creator: Callable, kwargs: dict[str, Any]) -> None:
+    """Numbers that are not whole, and flags that are neither True nor False, as arguments of our own worlds."""
+    for name, parameter in inspect.signature(creator).parameters.items() if "envs." in creator.__module__ else ():
+        kinds = get_args(parameter.annotation) or (parameter.annotation,)
+        words = "a whole number" if int in kinds else "True or False" if bool in kinds else ""
+        if words and name in kwargs and type(kwargs[name]) not in kinds:
+            raise ValueError(f"{env_id}: {name} is {kwargs[name]!r}; expected {words}.")
+
+
 def _creator(entry_point: str | Callable) -> Callable:
     return entry_point if callable(entry_point) else load_env_creator(entry_point)
 
@@ -113,7 +123,7 @@ def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: b
 
 
 def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """The pairs KEY VALUE of --env-kwargs; values are Python literals, or else plain text.
+    """The pairs KEY VALUE of --env-kwargs; values are Python literals, true and false too, or else plain text.
 
     >>> parse_env_kwargs(["size", "8", "map_name", "4x4"])
     {'size': 8, 'map_name': '4x4'}
@@ -123,7 +133,7 @@ def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
     kwargs = {}
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         try:
-            kwargs[key] = ast.literal_eval(value)
+            kwargs[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, SyntaxError):
             kwargs[key] = value
     return kwargs

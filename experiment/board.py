@@ -45,10 +45,13 @@ class Board:
             import wandb
 
             wandb.init(project=args.wandb_project_name, name=self.folder.name, config=self.args, sync_tensorboard=True)
-        self.writer = SummaryWriter(self.folder, purge_step=step if args.resume else None)
         rows = "\n".join(f"|{key}|{value}|" for key, value in self.args.items())
-        self.writer.add_custom_scalars(LAYOUT)
-        self.writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+        try:
+            self.writer = SummaryWriter(self.folder, purge_step=step + 1 if args.resume else None)
+            self.writer.add_custom_scalars(LAYOUT)
+            self.writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
+        except OSError as error:
+            raise ValueError(f"Nothing can be written into {self.folder}: {error}.") from error
         self.bar = tqdm(total=last_step, initial=step, unit="step", unit_scale=True)
         self.blind = 0  # logs in a row in which the value explained nothing
 

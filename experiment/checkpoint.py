@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     Raises:
         OSError: it could not be written; the checkpoint that was there is as it was.
     """
-    buffer, temporary = io.BytesIO(), path.with_suffix(".tmp")
+    buffer, temporary = io.BytesIO(), path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(checkpoint | {"format": FORMAT}, buffer)
     try:
         with temporary.open("wb") as file:

@@ -43,7 +43,7 @@ class Run:
 
     def __init__(self, args: Any, file: str):
         self.script, self.checkpoint, self.board = Path(file).stem, None, None
-        self.unsaved = False  # whether the last checkpoint could not be written
+        self.unsaved, self.saved = False, None  # whether the last checkpoint could not be written; its iteration
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if given := [name for name in SOURCES if getattr(args, name) is not None]:
             self.checkpoint, args, self.path = load_checkpoint(given, args, self.script)
@@ -185,7 +185,8 @@ class Run:
         scores = {}
         try:
             if not self.args.eval_only and (self.args.save_model or self.stopped_by):
-                self._save()
+                if self.mean(torch.tensor(float(self.unsaved or self.saved != self.iteration))) > 0:
+                    self._save()
             if self.stopped_by:
                 then = f"Continue with --resume {self.kept}" if self.kept else "Nothing was kept."
                 say(f"Stopped by {self.stopped_by.name}. {then}")
@@ -210,7 +211,7 @@ class Run:
 
     def _save(self) -> None:
         self.check_finite(*self.model.parameters())
-        ranks = gather(rank_state(self))
+        ranks, self.saved = gather(rank_state(self)), self.iteration
         if self.board:
             state = {name: thing.state_dict() for name, thing in self.shared.items()} | {"ranks": ranks}
             script = {"script": self.script, "args": asdict(self.args), "iteration": self.iteration}

@@ -416,7 +416,7 @@ def test_what_is_no_player_is_refused(tmp_path, monkeypatch):
         make_vec("Masked/ConnectFour-v0", 2, {"opponent": "pool"}, statistics=Statistics(True, False, 0.9))
     make_vec("Masked/ConnectFour-v0", 2, {"opponent": "self"}, statistics=Statistics(True, False, 0.9))
     for kwargs in ({"depth": 0}, {"share": 1.5}):
-        with pytest.raises(ValueError, match="Expected depth of at least 1 and share from 0 to 1"):
+        with pytest.raises(ValueError, match="Expected depth from 1 to 7 and share from 0 to 1"):
             ConnectFour(1, **kwargs)
     with pytest.raises(ValueError, match=r"a player takes 3 inputs and has 2 actions; expected \(126, 8\)"):
         Player({"actor.0.weight": np.zeros((2, 3)), "actor.0.bias": np.zeros(2)}, (126, 8), "a player")

@@ -321,3 +321,16 @@ def test_order_picking_ends_with_a_wrong_pick_and_illegal_picks_only_take_time()
         _, rewards, terminations, truncations, _ = env.step(empty)
         assert (rewards[rows] == 0).all() and not terminations[rows].any()
         assert truncations[rows].all() if step == 11 else (env.present == held)[rows].all()
+
+
+@pytest.mark.parametrize("env_id, kwargs, words", [
+    ("Masked/JobRouting-v0", {"num_up": 1.5}, "Masked/JobRouting-v0: num_up is 1.5; expected a whole number"),
+    ("Masked/JobRouting-v0", {"fleet_seed": None}, "fleet_seed is None; expected a whole number"),
+    ("Masked/JobRouting-v0", {"show_up": "no"}, "show_up is 'no'; expected True or False"),
+    ("Masked/Vault-v0", {"delay": 0.5}, "delay is 0.5; expected a whole number"),
+    ("Masked/Harvest-v0", {"workers_cost": 2.5}, "workers_cost is 2.5; expected a whole number"),
+    ("Masked/ConnectFour-v0", {"depth": 8}, "Expected depth from 1 to 7"),
+])  # fmt: skip
+def test_arguments_that_are_no_whole_numbers_or_flags_are_refused(env_id, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        make_vec(env_id, 2, kwargs)

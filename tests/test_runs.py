@@ -279,7 +279,7 @@ def test_a_training_can_be_prolonged_and_says_what_that_does_to_the_step_size(tr
     said = "--total-timesteps 128 instead of 64, of which 64 are played: a step size that is annealed jumps from "
     assert said + "0.0% to 50.0% of its first value" in capsys.readouterr().err
     rates = [event.value for event in tensorboard(tmp_path).Scalars("charts/learning_rate")]
-    assert rates == pytest.approx([1e-3, 5e-4, 2.5e-4])  # what was logged of the step to go on from is hidden
+    assert rates == pytest.approx([1e-3, 5e-4, 5e-4, 2.5e-4])  # of the step to go on from, and of those after it
     with pytest.raises(ValueError, match="--total-timesteps 96 instead of 128, of which 128 are played; expected more"):
         main(PPO, *resume, "--total-timesteps", "96")
 
@@ -335,6 +335,17 @@ def test_every_bit_counts(trained):
         main(PPO, "--resume", str(trained))
     trained.write_bytes(whole)
     main(PPO, "--resume", str(trained), "--eval-episodes", "0")
+
+
+def test_the_checkpoint_before_is_an_earlier_one(tmp_path):
+    main(PPO, *FLAGS, "--checkpoint-every", "1")
+    before = torch.load(run_folder(tmp_path) / PREVIOUS, weights_only=True)
+    assert (before["iteration"], checkpoint(tmp_path)["iteration"]) == (1, 2)
+
+
+def test_what_was_logged_of_the_step_to_go_on_from_stays(trained, tmp_path):
+    main(PPO, "--resume", str(trained), "--eval-episodes", "0")
+    assert [event.step for event in tensorboard(tmp_path).Scalars("losses/entropy")] == [32, 64]
 
 
 def test_the_checkpoint_before_is_kept(trained):
@@ -437,6 +448,15 @@ def test_runs_of_the_same_second_have_folders_of_their_own():
 def test_where_no_folder_can_be_made_nothing_is_trained(block, tmp_path):
     block(tmp_path / "runs")
     with pytest.raises(ValueError, match="^No folder for this run can be made in runs/: .*File exists"):
+        main(PPO, *FLAGS)
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(monkeypatch):
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("experiment.board.SummaryWriter", full)
+    with pytest.raises(ValueError, match="^Nothing can be written into runs/mask__.*No space left on device"):
         main(PPO, *FLAGS)
 
 

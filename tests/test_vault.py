@@ -58,3 +58,7 @@ def test_it_is_drawn():
             frames.append(envs.render()[0])
             envs.step(np.array([6]))
         assert len({np.asarray(frame).tobytes() for frame in frames}) == 12
+    for extreme in ({"num_keys": 200}, {"delay": 300}):
+        envs = make_vec("Masked/Vault-v0", 1, extreme, render_mode="rgb_array")
+        envs.reset(seed=0)
+        assert envs.render()[0].shape == (300, 800, 3)

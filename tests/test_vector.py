@@ -244,6 +244,7 @@ def test_spaces_without_a_flat_form_are_refused():
 
 def test_env_kwargs_come_in_pairs():
     assert parse_env_kwargs(["a", "1.5", "b", "text", "c", "[1, 2]"]) == {"a": 1.5, "b": "text", "c": [1, 2]}
+    assert parse_env_kwargs(["a", "true", "b", "false", "c", "True"]) == {"a": True, "b": False, "c": True}
     with pytest.raises(ValueError, match="pairs KEY VALUE, got 3"):
         parse_env_kwargs(["a", "1", "b"])
 

@@ -154,8 +154,8 @@ class ConnectFour(BatchedEnv):
         max_episode_steps: int = 42,
         render_mode: str | None = None,
     ):
-        if depth < 1 or not 0 <= share <= 1:
-            raise ValueError(f"Expected depth of at least 1 and share from 0 to 1; got {depth} and {share}.")
+        if not 1 <= depth <= 7 or not 0 <= share <= 1:  # each move more takes seven times as long
+            raise ValueError(f"Expected depth from 1 to 7 and share from 0 to 1; got {depth} and {share}.")
         super().__init__(
             num_envs, spaces.Box(0, 1, (ROWS, COLUMNS, 3), np.int8), spaces.Discrete(COLUMNS + 1), max_episode_steps,
             render_mode,

@@ -126,13 +126,15 @@ class OrderPicking(BatchedEnv):
                 return " .... "
             return f"[{self.weight[row, e]:.2f}]" if self.ordered[row, e] else f" {self.weight[row, e]:.2f} "
 
+        best = f"the lightest ordered parcel is in place {self.best_actions()[row]}"
+        best = best if (self.present & self.ordered)[row].any() else "no ordered parcel is left"
         picked = f"picked {self.last[row]}" if self.last[row] >= 0 else "a new shelf"
         return "\n".join(
             [
                 f"step {self.elapsed[row]}/{self.max_episode_steps}: {picked}",
                 " ".join(place(e) for e in range(self.num_entities)),
                 "[] ordered, .... empty: illegal",
-                f"the lightest ordered parcel is in place {self.best_actions()[row]}",
+                best,
             ]
         )
 

@@ -147,7 +147,7 @@ class Vault(BatchedEnv):
         text(draw, (24, 28), "Vault", 20, anchor="lm")
         text(draw, (776, 28), self._headline(row), 14, anchor="rm")
         for step in range(self.length):  # the way: digits, corridor, doors
-            box = [24 + step * size, 70, 24 + (step + 1) * size - 6, 150]
+            box = [24 + step * size, 70, 24 + (step + 1) * size - min(6, size / 4), 150]
             door = step >= self.first_door
             fill = "#fdf3dc" if step == at else "white" if step < self.num_doors else GRID
             draw.rounded_rectangle(box, 6, fill=fill, outline=GOLD if step == at else INK if door else GRID, width=3)
@@ -161,7 +161,7 @@ class Vault(BatchedEnv):
         for k in range(self.num_keys):
             left, works = 24 + k * pitch, self.works[row, k] and at >= self.first_door
             outline = GOLD if works and k == best else INK if k == self.last_key[row] else GRID
-            box = [left, 180, left + pitch - 10, 240]
+            box = [left, 180, left + pitch - min(10, pitch / 4), 240]
             draw.rounded_rectangle(box, 8, fill="white" if works else GRID, outline=outline, width=3)
             middle = ((box[0] + box[2]) / 2, 210)
             text(draw, middle, str(k), 20, ACCENT if works else MUTED)
