@@ -184,9 +184,9 @@ class Run:
         """
         scores = {}
         try:
-            if not self.args.eval_only and (self.args.save_model or self.stopped_by):
-                if self.mean(torch.tensor(float(self.unsaved or self.saved != self.iteration))) > 0:
-                    self._save()
+            wanted = not self.args.eval_only and (self.args.save_model or self.stopped_by)
+            if wanted and self.mean(torch.tensor(float(self.unsaved or self.saved != self.iteration))) > 0:
+                self._save()
             if self.stopped_by:
                 then = f"Continue with --resume {self.kept}" if self.kept else "Nothing was kept."
                 say(f"Stopped by {self.stopped_by.name}. {then}")
