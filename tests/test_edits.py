@@ -71,7 +71,7 @@ def test_a_shared_trunk_and_a_cnn_need_the_marked_part_only(
     scores = script.main(script.Args(env_id=env_id, total_timesteps=steps, eval_episodes=32, compile=compile, **sizes))
     assert scores["illegal_rate"] == 0
     assert scores.get("optimality", scores["episodic_return"] / 8) > 0.85
-    assert "Agent acts in torch" in capsys.readouterr().out
+    assert "Agent acts in torch" in capsys.readouterr().err
 
 
 def test_dqn_takes_pictures_as_well(tmp_path, monkeypatch, capsys):
@@ -80,7 +80,7 @@ def test_dqn_takes_pictures_as_well(tmp_path, monkeypatch, capsys):
     sizes = dict(num_envs=8, batch_size=64, train_frequency=8, learning_starts=512, buffer_size=4096)
     scores = script.main(script.Args(env_id="Test/Spot-v0", total_timesteps=10_240, eval_episodes=32, **sizes))
     assert scores["episodic_return"] / 8 > 0.85 and scores["illegal_rate"] == 0
-    assert "QNetwork acts in torch" in capsys.readouterr().out
+    assert "QNetwork acts in torch" in capsys.readouterr().err
 
 
 class Rescaled(ppo.Agent):
@@ -136,7 +136,7 @@ def test_a_line_that_is_added_counts_when_acting(agent_class, capsys):
         plain = torch.where(mask[0], agent.actor(torch.from_numpy(obs[0])), -torch.inf).softmax(-1).numpy()
     assert agent_class is ppo.Agent or np.abs(right - plain).max() > 0.05
     np.testing.assert_allclose(frequencies(act, obs, 10), right, atol=0.01)
-    assert ("acts in torch" in capsys.readouterr().out) == (agent_class is not ppo.Agent)
+    assert ("acts in torch" in capsys.readouterr().err) == (agent_class is not ppo.Agent)
 
 
 def test_a_line_that_is_added_counts_for_q_values(capsys):
@@ -148,7 +148,7 @@ def test_a_line_that_is_added_counts_for_q_values(capsys):
     for network, said in ((dqn.QNetwork(3, 4, 8), ""), (Rescaled(3, 4, 8), "acts in torch")):
         with torch.no_grad():
             np.testing.assert_allclose(OnHost(network, network)(obs), network(torch.from_numpy(obs)), atol=1e-6)
-        assert said in capsys.readouterr().out
+        assert said in capsys.readouterr().err
 
 
 def test_another_activation_acts_in_torch():
