@@ -113,7 +113,8 @@ def restore_shared(run: Any) -> None:
     bound = slice(None) if run.args.resume else BOUND[run.envs.layout]
     if (list(saved["obs_shape"])[bound], saved["nvec"]) != (found["obs_shape"][bound], found["nvec"]):
         was, is_now = (f"{x['obs_shape']} observations and {x['nvec']} choices" for x in (saved, found))
-        raise ValueError(f"{run.path}: trained on {was}; {run.args.env_id} has {is_now}.")
+        other = f"{run.args.env_id} has {is_now}: another version of it, or other arguments"
+        raise ValueError(f"{run.path}: trained on {was}; {other}.")
     kept = run.shared.keys() | run.own.keys() | {"generator", "rng", "torch"}
     if missing := kept - saved.keys() - saved["ranks"][0].keys():
         lacks = f"holds no {', '.join(sorted(missing))}, which {run.script}.py keeps with these flags"
