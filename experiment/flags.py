@@ -4,7 +4,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
 
@@ -52,17 +52,9 @@ Finite = number(float, "finite", lambda x: True)
 
 
 @dataclass
-class Flags:
-    """A script's `Args` inherits these and adds those of its algorithm.
+class Experiment:
+    """A run: its name, what it writes, where it begins, how its agent is evaluated."""
 
-    It has a method `check(world_size)`, which refuses flags that do not fit together (ValueError) and returns the
-    environment steps of an iteration over all environments. `given` holds the names of the flags that were given: those
-    of a command line (`parse`), and in Python code those that differ from their default.
-    """
-
-    shapes: ClassVar[tuple[str, ...]] = ()  # flags of the agent that the shapes of its weights do not tell
-
-    # Experiment
     exp_name: str | None = None
     """name of the experiment, a part of the name of the run's folder under runs/; default: the script's"""
     seed: Seed = 1
@@ -90,7 +82,11 @@ class Flags:
     init_from: str | None = None
     """run, its folder or checkpoint.pt, whose agent this new run begins with, in other worlds or with other flags"""
 
-    # Environment
+
+@dataclass
+class Environment:
+    """The environments, and what is done to their observations and rewards."""
+
     env_id: str = "Masked/JobRouting-v0"
     """any registered id; module:Id-v0 imports the module first"""
     env_kwargs: tuple[str, ...] = ()
@@ -99,19 +95,26 @@ class Flags:
     """environments over all ranks, each stepped once before every action"""
     async_envs: bool = False
     """one process for each environment, for slow ones that others wrote"""
-
     norm_obs: bool = False
     """scale observations by their running mean and deviation, which a checkpoint holds and evaluation leaves alone"""
     norm_reward: bool = False
     """scale rewards by the running deviation of the discounted return; logged returns stay as they are"""
 
-    # Mask
+
+@dataclass
+class Masking:
+    """What the mask is for."""
+
     mask_mode: Literal["mask", "naive", "penalty", "none"] = "mask"
     """mask: act and learn with it; naive: act with it only; penalty: illegal actions cost; none: ignore it"""
     invalid_penalty: Finite = -0.1
     """added to the reward for each illegal action under --mask-mode penalty"""
 
-    # Runtime
+
+@dataclass
+class Runtime:
+    """How long, and on what."""
+
     total_timesteps: Count = 1_000_000
     """environment steps over all environments and ranks"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -122,6 +125,18 @@ class Flags:
     """compile gradient, clipping and Adam: 10 to 40 s at the start (1 s from the cache), faster updates after"""
     num_threads: Count = 1
     """torch's CPU threads in each process; small networks gain nothing from more"""
+
+
+@dataclass
+class Flags(Runtime, Masking, Environment, Experiment):
+    """A script's `Args` inherits these and adds those of its algorithm.
+
+    It has a method `check(world_size)`, which refuses flags that do not fit together (ValueError) and returns the
+    environment steps of an iteration over all environments. `given` holds the names of the flags that were given: those
+    of a command line (`parse`), and in Python code those that differ from their default.
+    """
+
+    shapes: ClassVar[tuple[str, ...]] = ()  # flags of the agent that the shapes of its weights do not tell
 
     def __post_init__(self):
         self.given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
@@ -134,10 +149,22 @@ def parse(kind: type[Flags], words: Sequence[str] | None = None) -> Any:
     initials = {"--" + "".join(part[0] for part in x.name.split("_")): flag(x.name) for x in fields(kind)}
     for word in initials.keys() & set(words):
         say(f"{word}: did you mean {initials[word]}?")
-    args = tyro.cli(kind, args=words)
+    args = read_in_groups(kind, words)
     names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
     args.given = {field.name for field in fields(args) if {field.name, f"no_{field.name}"} & names}
     return args
+
+
+def read_in_groups(kind: type[Flags], words: Sequence[str]) -> Any:
+    """The flags of `words`. In --help they stand in groups, which tyro makes of nested dataclasses."""
+    groups = {base.__name__.lower(): base for base in reversed(Flags.__bases__)}
+    parts = {name: base(**{x.name: getattr(kind, x.name) for x in fields(base)}) for name, base in groups.items()}
+    suppressed = [(x.name, tyro.conf.Suppress[x.type], field(default=x.default)) for x in fields(Flags)]
+    parts["algorithm"] = make_dataclass("Algorithm", suppressed, bases=(kind,))()
+    nested = make_dataclass("Nested", [(name, tyro.conf.OmitArgPrefixes[type(part)]) for name, part in parts.items()])
+    found = tyro.cli(nested, args=words, default=nested(**parts), description=kind.__doc__)
+    values = {name: x for part in ("algorithm", *groups) for name, x in vars(getattr(found, part)).items()}
+    return kind(**{x.name: values[x.name] for x in fields(kind)})
 
 
 def flag(name: str) -> str:

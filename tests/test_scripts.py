@@ -356,10 +356,17 @@ def test_track_starts_weights_and_biases(script, tmp_path, monkeypatch):
     assert len(started) == 1 and started[0]["sync_tensorboard"] and started[0]["config"]["seed"] == 3
 
 
-def test_flags_have_help_and_range_where_a_script_changes_the_default(script, capsys):
+def test_flags_have_help_a_range_and_a_group_also_where_a_script_changes_the_default(script, capsys):
     with pytest.raises(SystemExit):
         main(script, "--help")
-    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    out, args = capsys.readouterr().out, importlib.import_module(script).Args()
+    shown = re.sub(r"[\s│]+", " ", out)
+    groups = re.split(r"^\W*(\w+) options\W*$", out, flags=re.MULTILINE)[1:]
+    assert groups[::2] == ["experiment", "environment", "masking", "runtime", "algorithm"]
+    flags = [re.findall(r"^\W*--([a-z-]+)", group, re.MULTILINE) for group in groups[1::2]]
+    assert sorted(sum(flags, [])) == sorted(name.replace("_", "-") for name in vars(args) if name != "given")
+    assert "env-id" in flags[1] and "mask-mode" in flags[2] and "total-timesteps" in flags[3]
+    assert "gamma" in flags[4] and f"ranks (default: {args.total_timesteps})" in shown
     assert "any registered id; module:Id-v0 imports the module first" in shown
     assert "--total-timesteps INT, at least 1 environment steps over all environments and ranks (default: " in shown
     assert "--gamma FLOAT, from 0 to 1 discount (default: 0.99)" in shown
