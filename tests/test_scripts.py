@@ -363,7 +363,7 @@ def test_flags_have_help_a_range_and_a_group_also_where_a_script_changes_the_def
     shown = re.sub(r"[\s│]+", " ", out)
     groups = re.split(r"^\W*(\w+) options\W*$", out, flags=re.MULTILINE)[1:]
     assert groups[::2] == ["experiment", "environment", "masking", "runtime", "algorithm"]
-    flags = [re.findall(r"^[│ ] --([a-z-]+)", group, re.MULTILINE) for group in groups[1::2]]
+    flags = [re.findall(r"^[│ ] --([a-z][a-z-]*)", group, re.MULTILINE) for group in groups[1::2]]
     assert sorted(sum(flags, [])) == sorted(name.replace("_", "-") for name in vars(args) if name != "given")
     assert "env-id" in flags[1] and "mask-mode" in flags[2] and "total-timesteps" in flags[3]
     assert "gamma" in flags[4] and f"ranks (default: {args.total_timesteps})" in shown
