@@ -25,9 +25,14 @@ SCORES = {  # world, the first word of a run's name: (what is reported, its key,
 }
 
 
+def cut(value: float, decimals: int = 2) -> float | str:
+    """Cut off after so many decimals, so that nothing is rounded up; inf stands for what a run did not reach."""
+    return "not reached" if value == inf else floor(round(value * 10**decimals, 6)) / 10**decimals  # 4.85 stays 4.85
+
+
 def spread(values: list[float], share: bool) -> str:
-    """Median [smallest, largest]; shares in percent, cut off after one decimal so that nothing is rounded up."""
-    texts = [f"{floor(value * 1000) / 10} %" if share else f"{floor(value * 100) / 100}" for value in values]
+    """Median [smallest, largest]; shares in percent with one decimal, all else with two."""
+    texts = [f"{cut(value * 100, 1)} %" if share else f"{cut(value)}" for value in values]
     ordered = sorted(zip(values, texts, strict=True))
     middle = texts[values.index(sorted(values)[len(values) // 2])]
     return f"{middle} [{ordered[0][1]}, {ordered[-1][1]}]"
@@ -46,7 +51,7 @@ def files() -> str:
         return f"{name}: {middle}{words}, {minutes} min"
 
     def times(file: str, arm: str, peer: str) -> str:
-        return f"{floor(recorded[file]['ratios'][arm]['median_ratio'] * 10) / 10} x {peer}"
+        return f"{cut(recorded[file]['ratios'][arm]['median_ratio'], 1)} x {peer}"
 
     rows = {
         "ppo_action_mask": (
@@ -204,11 +209,6 @@ def interval(values: list[float]) -> str:
     return f"{middle} [{low}, {high}]"
 
 
-def cut(value: float) -> float | str:
-    """Cut off after two decimals; inf stands for what a run did not reach."""
-    return "not reached" if value == inf else floor(value * 100) / 100
-
-
 def repeated(recorded: dict, command: str) -> str:
     """How it was measured, and how to do so again."""
     torch = recorded["versions"]["torch"]
@@ -223,7 +223,7 @@ def attention_speed() -> str:
     ratios = json.loads((ROOT / "docs/results/attention_speed.json").read_text())["ratios"]
     lines = ["| encoder | updates per second, x nn.TransformerEncoder |", "|-|-|"]
     for name, ratio in ratios.items():
-        middle, low, high = (floor(ratio[key] * 100) / 100 for key in ("median_ratio", "min", "max"))
+        middle, low, high = (cut(ratio[key]) for key in ("median_ratio", "min", "max"))
         lines.append(f"| {name} | {middle} [{low}, {high}] |")
     return "\n".join(lines)
 
@@ -239,7 +239,7 @@ def gru_speed() -> str:
 
 def tenths(values: list[float]) -> str:
     """Median [smallest, largest], cut off after one decimal."""
-    middle, low, high = (floor(value * 10) / 10 for value in (median(values), min(values), max(values)))
+    middle, low, high = (cut(value, 1) for value in (median(values), min(values), max(values)))
     return f"{middle} [{low}, {high}]"
 
 
@@ -248,7 +248,7 @@ def reached(recorded: dict, arm: str) -> str:
     seconds = sorted(float("inf") if s is None else s for s in recorded["seconds_to_score"][arm])
     middle, low, high = seconds[len(seconds) // 2], seconds[0], seconds[-1]
     if middle == float("inf"):
-        return f"not reached in {recorded['steps']:,} steps"
+        return "not reached"
     return f"{middle:.1f} [{low:.1f}, {'not reached' if high == float('inf') else f'{high:.1f}'}]"
 
 
@@ -361,9 +361,9 @@ def predicted(name: str) -> str:
 def microrts(name: str) -> str:
     """Ours, one value for each seed, and in parentheses what Huang & Ontanon published."""
     columns: dict[str, Callable[[dict], str]] = {
-        "final_return": lambda run: f"{floor(run['final_return'] * 100) / 100}",
+        "final_return": lambda run: f"{cut(run['final_return'])}",
         "solved": lambda run: "never" if run["solved"] is None else f"{run['solved']:.1%}",
-        "removed": lambda run: f"{floor(run['scores']['episodic_return_no_mask'] * 100) / 100}",
+        "removed": lambda run: f"{cut(run['scores']['episodic_return_no_mask'])}",
         "final_kl": lambda run: f"{run['final_kl']:.4f}",
     }
     lines = ["| map | arm | return at the end | solved after | return, mask removed | KL at the end |", "|-|-|-|-|-|-|"]
@@ -492,7 +492,7 @@ def headline() -> str:
     """Speed and time to a score of PPO against MaskablePPO, in a sentence."""
     recorded = json.loads((ROOT / "docs/results/throughput_ppo.json").read_text())
     peer, arm = next(iter(recorded["steps_per_second"])), "ours, 64 batched envs"
-    times = [floor(recorded["ratios"][name]["median_ratio"] * 10) / 10 for name in (arm, f"{arm}, compiled")]
+    times = [cut(recorded["ratios"][name]["median_ratio"], 1) for name in (arm, f"{arm}, compiled")]
     seconds = [reached(recorded, name).split(" [")[0] for name in (peer, arm, f"{arm}, compiled")]
     return (
         f"PPO with 64 environments makes {times[0]} times the steps per second of sb3-contrib's MaskablePPO, compiled "

@@ -31,7 +31,7 @@ class Guest(gym.Wrapper):
 
     * Conventions for masks become `info["action_mask"]`, int8, in this order: an `action_mask` in the info
       (Gymnasium), `action_masks()` or a property of that name (sb3-contrib), `get_available_actions()`, which lists
-      legal actions (highway-env), a key "action_mask" of a Dict observation (PettingZoo, RLlib, OpenSpiel), which then
+      legal actions (highway-env), a key "action_mask" of a Dict observation (PettingZoo, RLlib), which then
       leaves the observation. A mask is one array or, for several fields, a tuple of one for each. On a grid masks are
       `info["action_mask"]` (A, H, W) and `info["agent_mask"]` (H, W).
     * It is asked for a mask where somebody acts next: not in a terminal state, and in a truncated one it may have none.
