@@ -51,7 +51,7 @@ class Run:
         self.iteration = self.global_step = 0
         args.exp_name = self.script if args.exp_name is None else args.exp_name
         self.steps = check_flags(args, self.world_size)  # of all environments in an iteration
-        self.num_iterations = args.total_timesteps // self.steps
+        self.num_iterations = 0 if args.eval_only else args.total_timesteps // self.steps
         self.free_play = args.mask_mode in ("penalty", "none")  # the mask does not restrict what is played
 
         use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
@@ -111,18 +111,15 @@ class Run:
             ValueError: the checkpoint was written by another number of ranks.
         """
         self.envs.reset(seed=self.seed)
-        if not self.args.eval_only:
-            if self.args.resume:
-                restore_rank(self)
-            if self.rank == 0:
-                self.board = Board(self.args, self.global_step, self.num_iterations * self.steps)
+        if self.args.resume:
+            restore_rank(self)
+        if self.rank == 0 and not self.args.eval_only:
+            self.board = Board(self.args, self.global_step, self.num_iterations * self.steps)
         return self.envs.last_obs, self.envs.last_mask
 
     def iterations(self) -> Iterator[int]:
         """Numbers of the iterations that are left, none with `--eval-only`; between them, signals and checkpoints."""
         self.stopped_by = None  # agreed by all ranks, so that all stop after the same iteration
-        if self.args.eval_only:
-            return
         log_every = max(1, self.num_iterations // 250)
         with StopOnSignal() as stop:
             while self.iteration < self.num_iterations and not self.stopped_by:
