@@ -1,4 +1,4 @@
-"""TensorBoard and the progress bar: a run's folder, its tags, text and HParams, and the tab that compares runs."""
+"""TensorBoard: a run's folder, its tags, text and HParams, and the tab that compares runs."""
 
 import time
 from contextlib import suppress
@@ -35,10 +35,9 @@ class Board:
     Args:
         args: the flags of a script; with `resume` it is the folder of that checkpoint.
         step: environment steps so far; what the folder holds of later ones is hidden.
-        last_step: environment steps at the end.
     """
 
-    def __init__(self, args: Any, step: int, last_step: int):
+    def __init__(self, args: Any, step: int):
         self.args, self.folder = asdict(args), Path(args.resume).parent if args.resume else new_folder(args)
         self.checkpoint = self.folder / "checkpoint.pt"
         if args.track:
@@ -52,15 +51,14 @@ class Board:
             self.writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{rows}")
         except OSError as error:
             raise ValueError(f"Nothing can be written into {self.folder}: {error}.") from error
-        self.bar = tqdm(total=last_step, initial=step, unit="step", unit_scale=True)
         self.blind = 0  # logs in a row in which the value explained nothing
 
-    def log(self, scalars: dict[str, Any], ended: dict[str, list[float]], step: int) -> None:
+    def log(self, scalars: dict[str, Any], ended: dict[str, list[float]], step: int, bar: tqdm) -> None:
         """Write scalars by tag, with the speed so far, and the means of what is known of episodes that ended."""
-        scalars["charts/SPS"] = int((step - self.bar.initial) / self.bar.format_dict["elapsed"])
+        scalars["charts/SPS"] = int((step - bar.initial) / bar.format_dict["elapsed"])
         scalars |= {f"charts/{name}": np.mean(values) for name, values in ended.items()}
         if returns := ended.get("episodic_return"):
-            self.bar.set_postfix_str(f"return {np.mean(returns):.2f}", refresh=False)
+            bar.set_postfix_str(f"return {np.mean(returns):.2f}", refresh=False)
             lost = abs(np.mean(returns)) > LARGE and scalars.get("losses/explained_variance", 1) < 0.05
             self.blind = self.blind + 1 if lost else 0
             if self.blind == PATIENCE:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
+from tqdm import tqdm
 
 from envs.episodes import Play, check_frame, closing
 from envs.make import make_vec, parse_env_kwargs
@@ -114,14 +115,15 @@ class Run:
         if self.args.resume:
             restore_rank(self)
         if self.rank == 0 and not self.args.eval_only:
-            self.board = Board(self.args, self.global_step, self.num_iterations * self.steps)
+            self.board = Board(self.args, self.global_step)
         return self.envs.last_obs, self.envs.last_mask
 
     def iterations(self) -> Iterator[int]:
         """Numbers of the iterations that are left, none with `--eval-only`; between them, signals and checkpoints."""
         self.stopped_by = None  # agreed by all ranks, so that all stop after the same iteration
-        log_every = max(1, self.num_iterations // 250)
-        with StopOnSignal() as stop:
+        log_every, last = max(1, self.num_iterations // 250), self.num_iterations * self.steps
+        self.bar = tqdm(total=last, initial=self.global_step, unit="step", unit_scale=True, disable=not self.board)
+        with StopOnSignal() as stop, self.bar:
             while self.iteration < self.num_iterations and not self.stopped_by:
                 # Both of the end of this iteration: environment steps over all ranks, and whether they are logged.
                 self.global_step = (self.iteration + 1) * self.steps
@@ -131,14 +133,11 @@ class Run:
                 introduce(self.envs.unwrapped, self.model, self.iteration, self.num_iterations)
                 if self.world_size > 1:
                     self.statistics.average(self.mean)
-                if self.board:
-                    self.board.bar.update(self.steps)
+                self.bar.update(self.steps)
                 if self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0:
                     self.stopped_by = stop.stopped_by or signal.SIGTERM  # that of another rank
                 if self.args.checkpoint_every and self.iteration % self.args.checkpoint_every == 0:
                     self._save()
-        if self.board:
-            self.board.bar.close()
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """The array on this run's device; on a CPU it is the same memory."""
@@ -164,7 +163,7 @@ class Run:
     def log(self, scalars: dict[str, Any]) -> None:
         """Write scalars by tag; return and length of the episodes that ended, and the speed, are added."""
         if self.board:
-            self.board.log(scalars, self.envs.ended, self.global_step)
+            self.board.log(scalars, self.envs.ended, self.global_step, self.bar)
         self.envs.ended.clear()  # on every rank, or they would grow for ever
 
     def finish(self, play: Play, look: Look | None = None, how: str = "greedy", **others: Play) -> dict[str, float]:
