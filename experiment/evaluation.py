@@ -33,16 +33,14 @@ def score(run: Any, play: Play, how: str, others: dict[str, Play]) -> dict[str, 
             say(f"Evaluation{suffix}: {scores}")
         return scores
 
-    found = {"as_trained": shown("", play, not run.free_play)}
     ways = {name: (other, False) for name, other in ({"no_mask": play} | others).items()}
     if run.args.eval_mask_drop:
         ways["mask_dropped"] = (play, True, run.args.eval_mask_drop)
+    found = {"as_trained": shown("", play, not run.free_play)} | dict.fromkeys(ways)
     for name, way in ways.items():
-        found[name] = None
         with attempt(f"No scores with {name.replace('_', ' ')}"):
             found[name] = shown(name, *way)
-    as_trained, *_ = found.values()
-    scores = as_trained | {f"{key}_{name}": x for name in ways for key, x in (found[name] or {}).items()}
+    scores = found["as_trained"] | {f"{key}_{name}": x for name in ways for key, x in (found[name] or {}).items()}
     if run.board:
         run.board.compare(scores)
     else:
