@@ -115,16 +115,14 @@ class CategoricalMasked:
             logits = logits.float()
         nvec = nvec if nvec is None else tuple(int(n) for n in nvec)  # a list or an array will do
         self.single = nvec is None
-        if nvec is not None and len(set(nvec)) == 1:
-            logits = rearrange(logits, "... (k a) -> ... k a", k=len(nvec))
-            mask = rearrange(mask, "... (k a) -> ... k a", k=len(nvec))
-        elif nvec is not None:  # fields of unequal size: pad all to the largest, with choices that are never legal
+        if nvec is not None and len(set(nvec)) > 1:  # pad fields to the largest, with choices that are never legal
             place = self._places(nvec, logits.device)
             shape = (*logits.shape[:-1], len(nvec) * max(nvec))
-            mask = rearrange(mask.new_zeros(shape).index_copy(-1, place, mask), "... (k a) -> ... k a", k=len(nvec))
-            logits = rearrange(
-                logits.new_zeros(shape).index_copy(-1, place, logits), "... (k a) -> ... k a", k=len(nvec)
-            )
+            mask = mask.new_zeros(shape).index_copy(-1, place, mask)
+            logits = logits.new_zeros(shape).index_copy(-1, place, logits)
+        if nvec is not None:
+            mask = rearrange(mask, "... (k a) -> ... k a", k=len(nvec))
+            logits = rearrange(logits, "... (k a) -> ... k a", k=len(nvec))
         self.mask = mask  # (..., A) or (..., K, A)
         if validate and not mask.any(-1).all():
             raise ValueError(
