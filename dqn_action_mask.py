@@ -290,14 +290,7 @@ def main(args: Args) -> dict[str, float]:
     act_values, take_step = OnHost(q_network, q_network), run.compile(update)
 
     # Transitions are collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
-    host = {
-        "obs": np.empty((T, N, *obs_shape), np.float32),
-        "actions": np.empty((T, N), np.int64),
-        "rewards": np.empty((T, N), np.float32),
-        "terminations": np.empty((T, N), bool),
-        "next_obs": np.empty((T, N, *obs_shape), np.float32),
-        "next_masks": np.empty((T, N, nvec[0]), bool),
-    }
+    host = {name: torch.empty((T, N, *shape), dtype=dtype).numpy() for name, (shape, dtype) in fields.items()}
     host_masks, metrics = np.empty((T, N, nvec[0]), bool), torch.zeros(len(METRICS))
     num_updates = round(run.steps * args.replay_ratio / args.batch_size)
 
