@@ -23,13 +23,8 @@ HOW_TO_GIVE_A_MASK = (
 )
 POINTS = "points_"  # so begin the names of points against a kind of opponent, NaN in games against another
 BY_OTHER = "by_other"  # True where a seat was played by somebody else: the episode does not count
-KEPT = (
-    "episode_returns",
-    "episode_lengths",
-    "discounted",
-    "last_obs",
-    "last_mask",
-)  # state beside that of the environments
+# State beside that of the environments.
+KEPT = ("episode_returns", "episode_lengths", "discounted", "last_obs", "last_mask")
 
 
 class UniformVectorEnv(VectorWrapper):
