@@ -526,17 +526,13 @@ def main(args: Args) -> dict[str, float]:
                 _, next_values[truncations] = agent(final_obs, final_masks.bool())
         dones = terminations | truncations
         advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
-        b_obs, b_actions, b_masks, b_logprobs, b_values = (
-            x[:T].flatten(0, 1) for x in (obs, actions, masks, logprobs, values)
-        )
-        b_advantages = advantages.flatten()
-        b_returns = b_advantages + b_values
+        returns = advantages + values[:T]
         if args.norm_adv:  # over the whole rollout and all ranks, once
-            b_advantages = b_advantages - run.mean(b_advantages.mean())
-            b_advantages /= run.mean(b_advantages.square().mean()).sqrt() + 1e-8
+            advantages = advantages - run.mean(advantages.mean())
+            advantages /= run.mean(advantages.square().mean()).sqrt() + 1e-8
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
-        batch = (b_obs, b_actions, b_masks, b_logprobs, b_advantages, b_returns, b_values)
+        batch = [x[:T].flatten(0, 1) for x in (obs, actions, masks, logprobs, advantages, returns, values)]
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(T * N, generator=run.generator, device=run.device)
             shuffled = [b.index_select(0, b_inds).split(minibatch_size) for b in batch]
@@ -551,7 +547,7 @@ def main(args: Args) -> dict[str, float]:
         if run.log_due:  # return, length and speed are added
             run.log(
                 {f"losses/{name}": value for name, value in zip(METRICS[:-1], metrics.tolist(), strict=False)}
-                | {"losses/explained_variance": 1 - (b_returns - b_values).var() / b_returns.var()}
+                | {"losses/explained_variance": 1 - (returns - values[:T]).var() / returns.var()}
                 | {"charts/learning_rate": lr}
                 | {"masks/legal_fraction": host_masks[:T].mean(), "masks/illegal_rate": illegal.mean()}
             )

@@ -510,18 +510,16 @@ def main(args: Args) -> dict[str, float]:
                 _, next_values[truncations] = agent(final_obs, *split_masks(final_masks.bool()))
         dones = terminations | truncations
         advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
-        b_obs, b_rows, b_values = (x[:T].flatten(0, 1) for x in (obs, rows, values))
-        b_advantages = advantages.flatten()
-        b_returns = b_advantages + b_values
+        returns = advantages + values[:T]
         if args.norm_adv:  # over the whole rollout and all ranks, once; maps in which nobody acts do not count
-            acts = (b_rows >= 0).flatten(1).any(1).float()
+            acts = (rows[:T] >= 0).flatten(2).any(2).float()
             share = run.mean(acts.mean()).clamp(min=1e-8)
-            b_advantages = b_advantages - run.mean((b_advantages * acts).mean()) / share
-            b_advantages /= (run.mean((b_advantages.square() * acts).mean()) / share).sqrt() + 1e-8
+            advantages = advantages - run.mean((advantages * acts).mean()) / share
+            advantages /= (run.mean((advantages.square() * acts).mean()) / share).sqrt() + 1e-8
 
         # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
         tables = (b_actions, b_legal, spare_row(b_logprobs))  # of the agents; maps know their rows
-        batch = (b_obs, b_rows, b_advantages, b_returns, b_values)
+        batch = [x[:T].flatten(0, 1) for x in (obs, rows, advantages, returns, values)]
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(T * N, generator=run.generator, device=run.device)
             shuffled = [b.index_select(0, b_inds).split(minibatch_size) for b in batch]
@@ -537,7 +535,7 @@ def main(args: Args) -> dict[str, float]:
             played = legal[: int(num_agents.sum())]  # without the state after the rollout
             run.log(
                 {f"losses/{name}": value for name, value in zip(METRICS[:-1], metrics.tolist(), strict=False)}
-                | {"losses/explained_variance": 1 - (b_returns - b_values).var() / b_returns.var()}
+                | {"losses/explained_variance": 1 - (returns - values[:T]).var() / returns.var()}
                 | {"charts/learning_rate": lr, "charts/agents": num_agents.mean()}
                 | {"masks/legal_fraction": played.sum() / max(played.numel(), 1), "masks/illegal_rate": illegal.mean()}
             )
