@@ -1,9 +1,8 @@
 """Environments that others wrote are guests: checked, copied, never written to, and their conventions become one."""
 
-import multiprocessing
+import multiprocessing.connection
 import traceback
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Connection
 from typing import Any
 
 import gymnasium as gym
@@ -267,7 +266,8 @@ class AsyncGuests(AsyncVectorEnv):
         except ValueError as error:  # a guest's sentence, from its process
             raise ValueError(*error.args) from error
         except (EOFError, ConnectionError, multiprocessing.TimeoutError) as error:
-            late = [i for i, pipe in enumerate(self.parent_pipes) if not _has_answer(pipe)]
+            answered = multiprocessing.connection.wait(self.parent_pipes, timeout=0)
+            late = [i for i, pipe in enumerate(self.parent_pipes) if pipe not in answered]
             for process in self.processes:
                 process.join(0.1)
             dead = [i for i, process in enumerate(self.processes) if process.exitcode is not None]
@@ -280,13 +280,6 @@ class AsyncGuests(AsyncVectorEnv):
             self._state = AsyncState.DEFAULT
             self.close(terminate=True)
             raise ValueError(f"Environment {(dead or late)[0]}: {what}. Try it without --async-envs.") from error
-
-
-def _has_answer(pipe: Connection) -> bool:
-    try:
-        return pipe.poll(0)
-    except (EOFError, OSError):
-        return False
 
 
 class GuestBatch(VectorWrapper):
