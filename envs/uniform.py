@@ -88,7 +88,6 @@ class UniformVectorEnv(VectorWrapper):
             )
         ours, of_guests = isinstance(env.unwrapped, BatchedEnv), isinstance(env, SyncVectorEnv | AsyncVectorEnv)
         super().__init__(env if ours or of_guests else GuestBatch(env))
-        self.one_seed = not of_guests
         self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
         self.presence_column = presence_column
         given = env.single_action_space
@@ -128,7 +127,7 @@ class UniformVectorEnv(VectorWrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments; from one seed each of a guest's gets its own, which no other seed's share."""
-        if seed is not None and not self.one_seed:
+        if seed is not None and isinstance(self.env, SyncVectorEnv | AsyncVectorEnv):
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
         obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_returns[:], self.episode_lengths[:], self.discounted[:] = 0.0, 0, 0.0
@@ -267,11 +266,11 @@ class UniformVectorEnv(VectorWrapper):
         if self.layout == "grid":
             self._expect("agent_mask", infos, 'No agent mask: expected info["agent_mask"] (H, W), 1 where an agent is.')
             agents = infos["agent_mask"]
-            if not self.require_mask and "action_mask" not in infos:
-                infos = {"action_mask": np.ones((self.num_envs, self.nvec.sum(), *agents.shape[1:]), np.int8)}
-            elif self.require_mask:
+            if self.require_mask:
                 words = 'No action mask: expected info["action_mask"] (A, H, W), or --mask-mode none.'
                 self._expect("action_mask", infos, words)
+            elif "action_mask" not in infos:
+                infos = {"action_mask": np.ones((self.num_envs, self.nvec.sum(), *agents.shape[1:]), np.int8)}
             return check_grid_masks(infos["action_mask"], agents, self.nvec)
         return self._flat_mask(infos, self.nvec)
 
@@ -318,8 +317,7 @@ class UniformVectorEnv(VectorWrapper):
         elif self.layout == "entities":
             flat, seen = entity_rows(obs, self.presence_column, self.globals)
         else:
-            flat = flatten_observations(self.raw_space, obs, self.num_envs)
-            seen = flat
+            flat = seen = flatten_observations(self.raw_space, obs, self.num_envs)
         if seen.dtype.kind == "f" and not np.isfinite(seen).all():
             row, *place = np.argwhere(~np.isfinite(seen))[0].tolist()
             raise ValueError(
