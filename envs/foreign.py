@@ -198,9 +198,8 @@ class Guest(gym.Wrapper):
                     f"Environment {self.index}: a joint action mask of {mask.size:,} entries in every step; expected "
                     f"at most {MAX_JOINT:,}. Give a method field_mask(chosen), or declare the mask (MaskFunction)."
                 )
-            return check_action_mask(mask.reshape(1, -1), np.array([mask.size]), self.index, not acts).reshape(
-                self.nvec
-            )
+            flat = check_action_mask(mask.reshape(1, -1), np.array([mask.size]), self.index, not acts)
+            return flat.reshape(self.fields)
         if mask.dtype != np.int8 or mask.shape != (self.num_choices,):
             mask = check_action_mask(mask[None], self.nvec, self.index, ended=not acts)[0]
         return mask
@@ -310,8 +309,8 @@ class GuestBatch(VectorWrapper):
                 raise TypeError("terminations and truncations are numbers")
         except Exception as error:
             raise self._blame("step()", error, STEP) from error
-        given = self._read(infos)
-        if (terminations | truncations).any():
+        given, ended = self._read(infos), terminations | truncations
+        if ended.any():
             if not {"final_obs", "final_info"} <= set(infos) or not isinstance(infos["final_info"], Mapping):
                 raise ValueError(
                     f"An episode ended, and the infos of {self.env} hold {sorted(infos)}: expected final_obs and "
@@ -322,10 +321,7 @@ class GuestBatch(VectorWrapper):
                 if values.shape != (self.num_envs,):
                     found = f"{key} of shape {values.shape}"
                     raise ValueError(f"The final_info of {self.env} holds {found}; expected ({self.num_envs},).")
-            filled = np.where(
-                terminations | truncations, np.arange(self.num_envs), (terminations | truncations).argmax()
-            )
-            final_obs = _rows(infos["final_obs"], filled)
+            final_obs = _rows(infos["final_obs"], np.where(ended, np.arange(self.num_envs), ended.argmax()))
             given |= {"final_obs": final_obs, "final_info": known | self._read(infos["final_info"])}
         obs = self._batch(self.single_observation_space, obs)
         return obs, rewards, terminations.astype(bool), truncations.astype(bool), given
