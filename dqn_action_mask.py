@@ -174,10 +174,9 @@ class ReplayBuffer:
     def __init__(self, capacity: int, fields: dict[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device):
         self.capacity, self.pos, self.size = capacity, 0, 0
         self.nbytes = capacity * sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in fields.values())
-        on_cuda = device.type == "cuda"
-        memory = (
-            torch.cuda.mem_get_info(device)[0] if on_cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        )
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if device.type == "cuda":
+            memory = torch.cuda.mem_get_info(device)[0]
         if self.nbytes > memory:
             raise ValueError(
                 f"--buffer-size: {capacity:,} transitions need {self.nbytes / 2**30:,.1f} GiB, but {device} has "
