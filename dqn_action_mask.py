@@ -83,6 +83,11 @@ class Args(Flags):
                 f"--buffer-size {self.buffer_size} holds less than --learning-starts {self.learning_starts}, or less "
                 f"than the {steps} steps between updates."
             )
+        if 0 < (played := self.total_timesteps // steps * steps) < self.learning_starts:
+            raise ValueError(
+                f"--learning-starts {self.learning_starts}: nothing would be learnt in {played} steps "
+                f"(--total-timesteps {self.total_timesteps}); expected at most as many."
+            )
         return steps
 
 
@@ -120,6 +125,9 @@ def td_targets(
     if not rewards.shape == terminations.shape == next_q.shape[:1]:
         found = f"{tuple(rewards.shape)}, terminations {tuple(terminations.shape)}, next_q {tuple(next_q.shape)}"
         raise ValueError(f"rewards have shape {found}; expected (B,), (B,) and (B, A).")
+    if online_next_q is not None and online_next_q.shape != next_q.shape:
+        found = f"{tuple(online_next_q.shape)}, next_q {tuple(next_q.shape)}"
+        raise ValueError(f"online_next_q has shape {found}; expected the same.")
     choice = masked(next_q if online_next_q is None else online_next_q, next_masks).argmax(1, keepdim=True)
     return rewards + gamma * torch.where(terminations, 0.0, next_q.gather(1, choice).squeeze(1))
 
@@ -254,8 +262,9 @@ def linear_schedule(start_e: float, end_e: float, duration: float, t: int) -> fl
 def epsilon_greedy(q_values: np.ndarray, mask: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
     """Actions (N,) for q_values and mask (N, A): with probability epsilon uniform over legal ones, else the best."""
     explore = rng.random(len(q_values)) < epsilon
+    q_values = np.maximum(q_values, np.finfo(np.float32).min)  # a copy
     q_values[explore] = rng.random((explore.sum(), q_values.shape[1]), np.float32)
-    return np.where(mask, np.maximum(q_values, np.finfo(np.float32).min), -np.inf).argmax(1)
+    return np.where(mask, q_values, -np.inf).argmax(1)
 
 
 def main(args: Args) -> dict[str, float]:

@@ -356,7 +356,13 @@ def compute_gae(
             observation where it was truncated (truncation is not termination).
         dones: (T, N) bool, the step ended an episode either way.
         gamma, gae_lambda: discount and lambda.
+
+    Raises:
+        ValueError: dones are not bool, whose inverse would be another number, or a shape is another.
     """
+    if dones.dtype != torch.bool or not rewards.shape == values.shape == next_values.shape == dones.shape:
+        found = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (rewards, values, next_values, dones))
+        raise ValueError(f"rewards, values, next_values and dones are {found}; expected (T, N) each, dones bool.")
     advantages = rewards + gamma * next_values - values  # so far of one step
     carry = (gamma * gae_lambda * (~dones)).unbind()
     rows = advantages.unbind()  # views: indexing in the loop would cost more than the arithmetic

@@ -88,6 +88,11 @@ class BatchedEnv(VectorEnv):
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Play one step in every environment, then start a new episode wherever one has ended (SAME_STEP)."""
         rewards, terminations = self._advance(actions)
+        # Copies, for a world may keep both in state that the next episode clears.
+        rewards, terminations = np.array(rewards, np.float64), np.array(terminations, bool)
+        if not rewards.shape == terminations.shape == (self.num_envs,):
+            found = f"rewards {rewards.shape} and terminations {terminations.shape}"
+            raise ValueError(f"_advance() of {type(self).__name__} gives {found}; expected ({self.num_envs},) each.")
         self.elapsed += 1
         truncations = ~terminations & (self.elapsed >= self.max_episode_steps)
         obs, info = self._observe(self._rows), self._info(self._rows)
@@ -134,6 +139,7 @@ class BatchedEnv(VectorEnv):
         return self.np_random.random((len(rows), *shape))
 
     def _spread(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        values = np.asarray(values)
         full = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
         full[rows] = values
         return full

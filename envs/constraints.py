@@ -372,7 +372,9 @@ class MaskFunction(_FieldActions, gym.Wrapper):
         """Step with indices; the inner environment gets the enumerations' values."""
         values = self._values(np.atleast_1d(action), self.env.action_space)
         obs, reward, terminated, truncated, info = self.env.step(values)
-        mask = self._mask(obs, terminated or truncated)
+        # Nobody acts in a terminal state, of which the mask function may know nothing.
+        nothing = np.zeros(sum(map(len, self.members)), np.int8)
+        mask = nothing if terminated else self._mask(obs, truncated)
         return self._shown(obs), reward, terminated, truncated, info | {"action_mask": mask}
 
     def _mask(self, obs: Any, ended: bool = False) -> np.ndarray:

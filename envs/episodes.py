@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from envs.foreign import reason
+from envs.foreign import KNOWN, reason
 from envs.masks import drop_legal
-from envs.uniform import POINTS, UniformVectorEnv
+from envs.uniform import UniformVectorEnv
 
 EVALUATION_SEED = 2**31  # no training has it, for --seed ends below
 # Actions for observations and masks (N, ...), and for flags (N,) that say where an episode starts with this very
@@ -58,7 +58,8 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
     """
     left = np.bincount(np.arange(episodes) % envs.num_envs, minlength=envs.num_envs)  # (N,) episodes to play
     totals: defaultdict[str, float] = defaultdict(float)
-    met: defaultdict[str, int] = defaultdict(int)  # episodes that points are of
+    met: defaultdict[str, int] = defaultdict(int)  # episodes that know a figure
+    against_optimal = 0.0  # the return of those that know the optimal one
     illegal = steps = cut = 0
     rng = np.random.default_rng(0)
     # miniters: the bar's clock goes on while no episode ends.
@@ -79,22 +80,20 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
                 episode = infos.get("episode", {"r": envs.episode_returns, "l": envs.episode_lengths})
                 ours = {"episodic_return": episode["r"], "episodic_length": episode["l"], "win_rate": episode["r"] > 0}
                 for key, values in (ours | infos.get("final_info", {})).items():
-                    if key.startswith(POINTS):
-                        known = values[ended & ~np.isnan(values)]
-                        totals[key], met[key] = totals[key] + float(known.sum()), met[key] + len(known)
-                    elif key != "action_mask":
-                        totals[key] += float(values[ended | late if key in ours else ended].sum())
+                    if key != "action_mask":
+                        known = ended | late if key in ours else ended & ~np.isnan(values)
+                        totals[key], met[key] = totals[key] + float(values[known].sum()), met[key] + int(known.sum())
+                        against_optimal += float(episode["r"][known].sum()) if key == "optimal_return" else 0.0
             left -= ended | late
             cut += int(late.sum())
             bar.update(int((ended | late).sum()))
-    scores = {
-        key: total / met.get(key, episodes)
-        for key, total in totals.items()
-        if met.get(key, episodes) and not (cut and key.startswith("optimal"))
-    }
+    met = {key: count + cut * (key in KNOWN) for key, count in met.items()}  # who was cut has not won, nor lost
+    scores = {key: total / met[key] for key, total in totals.items() if met[key]}
+    if cut:
+        scores = {key: score for key, score in scores.items() if not key.startswith("optimal")}
     scores |= {"win_rate": scores["success"]} if "success" in scores else {}
     if scores.get("optimal_return"):
-        scores["optimality"] = scores["episodic_return"] / scores["optimal_return"]
+        scores["optimality"] = against_optimal / totals["optimal_return"]
     elif "optimal_return" in scores:
         gym.logger.warn("The optimal return is 0, so no share of it is known.")
     return scores | {"illegal_rate": float(illegal / steps)} | ({"cut": cut / episodes} if cut else {})

@@ -167,9 +167,9 @@ class Guest(gym.Wrapper):
             given = getattr(self.giver, self.method)
             try:
                 given = given() if callable(given) else given
-            except NotImplementedError:  # a base class's: this environment gives no mask
-                return None
-            mask = given if self.method == "action_masks" else self._listed(given)
+            except NotImplementedError:  # a base class's: this environment has no such mask
+                given = None
+            mask = given if given is None or self.method == "action_masks" else self._listed(given)
         return obs["action_mask"] if mask is None and self.in_observation else mask
 
     def _listed(self, actions: Any) -> np.ndarray:

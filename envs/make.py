@@ -112,7 +112,8 @@ def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: b
     if multiprocessing.parent_process():  # a worker: Ctrl-C is the training's, which saves and ends all of them
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     env = gym.make(env_id, **kwargs)
-    if not {"seed", "kwargs"} & set(inspect.signature(env.unwrapped.reset).parameters):
+    takes = inspect.signature(env.unwrapped.reset).parameters.values()
+    if not any(parameter.name == "seed" or parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
         if index == 0:
             gym.logger.warn(f"reset() of {env_id} takes no seed, so a run of it cannot be repeated.")
         env.close()
@@ -132,6 +133,8 @@ def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"--env-kwargs takes pairs KEY VALUE, got {len(pairs)} words: {' '.join(pairs)}.")
     kwargs = {}
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if key in kwargs:
+            raise ValueError(f"--env-kwargs: {key} is given twice, {kwargs[key]!r} and {value}; expected it once.")
         try:
             kwargs[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, SyntaxError):

@@ -108,7 +108,9 @@ class UniformVectorEnv(VectorWrapper):
         self.dependent, self.joint, self.field_masks = dependent, None, getattr(env, "field_masks", None)
         if of_guests and env.get_attr("by_field")[0]:
             self.field_masks = lambda chosen: np.stack(env.call("field_mask_of_row", chosen))
-        uses = env.get_attr("uses")[0] if of_guests else getattr(env.unwrapped, "uses", None)
+        uses = None  # of a grid's agents; elsewhere an attribute of this name is the environment's own
+        if layout == "grid":
+            uses = env.get_attr("uses")[0] if of_guests else getattr(env.unwrapped, "uses", None)
         self.field_masks = self.field_masks if len(self.nvec) > 1 else None  # a single field depends on nothing
         self.uses = None if uses is None else check_uses(uses, self.nvec)
         self.statistics, self.learns, self.obs_dtype = statistics or None, learns, flat_dtype(self.raw_space)
@@ -140,8 +142,8 @@ class UniformVectorEnv(VectorWrapper):
         """Step all environments."""
         played = actions.reshape(self.num_envs, *self.action_shape) + self.start
         obs, rewards, terminations, truncations, given = self.env.step(played.astype(self.action_dtype, copy=False))
-        if not math.isfinite(rewards.sum()):
-            row = np.flatnonzero(~np.isfinite(rewards))[0]
+        if not math.isfinite(rewards.sum()) and len(bad := np.flatnonzero(~np.isfinite(rewards))):
+            row = bad[0]
             raise ValueError(f"Environment {row}: the reward is {rewards[row]}; expected a finite number.")
         self.episode_returns += rewards
         self.episode_lengths += 1
@@ -200,7 +202,7 @@ class UniformVectorEnv(VectorWrapper):
 
     def get_state(self) -> dict[str, Any] | None:
         """All state, running episodes and what was last seen included; None if the environments cannot be saved."""
-        if not hasattr(self.env.unwrapped, "get_state"):
+        if not all(hasattr(self.env.unwrapped, name) for name in ("get_state", "set_state")):
             return None
         return {name: getattr(self, name).copy() for name in KEPT} | {"env": self.env.unwrapped.get_state()}
 
@@ -220,6 +222,9 @@ class UniformVectorEnv(VectorWrapper):
             filled = [final_obs[i if ended[i] else rows[0]] for i in range(self.num_envs)]
             final_obs = gym.vector.utils.concatenate(self.raw_space, filled, batch)
         final_info = {k: v for k, v in given["final_info"].items() if k in KNOWN or k.startswith(POINTS)}
+        for name, values in final_info.items():  # NaN where an episode ended that does not know it
+            unknown = ended & ~given["final_info"].get(f"_{name}", ended)
+            final_info[name] = np.where(unknown, np.nan, values) if unknown.any() else values
         counted = ended & ~given["final_info"].get(BY_OTHER, np.zeros_like(ended))
         figures = {"episodic_return": episode["r"], "episodic_length": episode["l"]}
         figures |= {k: v for k, v in final_info.items() if k == "success" or k.startswith(POINTS)}

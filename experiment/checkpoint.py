@@ -12,13 +12,16 @@ import numpy as np
 import torch
 
 from envs.base import BatchedEnv
+from envs.foreign import reason
+from envs.uniform import UniformVectorEnv
 from experiment.flags import flag
 from experiment.notes import say
+from experiment.ranks import rank_seed
 
 SOURCES = ("resume", "eval_only", "init_from")  # flags that name a checkpoint
-# Flags that say how to run, not what is trained: on --resume and --eval-only the command line's count.
-RUNTIME_FLAGS = {"resume", "eval_only", "eval_episodes", "eval_max_steps", "eval_mask_drop"}
-RUNTIME_FLAGS |= {"capture_video", "device", "checkpoint_every", "track"}
+# Flags that say how to run, not what is trained: they may be given with a checkpoint. --resume goes on with the rest.
+RUNTIME_FLAGS = {"resume", "eval_only", "device", "eval_episodes", "eval_max_steps", "eval_mask_drop"}
+RUNTIME_FLAGS |= {"capture_video", "checkpoint_every", "track"}
 # The part of an observation's shape that an agent is bound to: in a new run, it reads sets and maps of any size.
 BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}
 FORMAT = 3  # of the file; raised when its meaning changes
@@ -60,8 +63,8 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
 
     Returns:
         The checkpoint, the flags, and the file's path, which is also the flag's now. A new run has its own flags; else
-        they are those of the checkpoint, but for RUNTIME_FLAGS, flags that it does not know, and where they were given
-        `total_timesteps` on resume, `env_kwargs` in evaluation.
+        they are those of the checkpoint, but for flags that it does not know, RUNTIME_FLAGS (on resume only those that
+        were given, and `device`), and where they were given `total_timesteps` on resume, `env_kwargs` in evaluation.
 
     Raises:
         ValueError: several paths or an empty one, no such file, not a whole one, one of another script or version,
@@ -94,13 +97,31 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
     for one in flags.keys() ^ saved.keys():
         counts = f"does not know {flag(one)}: {flags[one]} counts" if one in flags else f"knows {flag(one)}: ignored"
         say(f"{given} {counts}, for this {script}.py has other flags.")
-    free = RUNTIME_FLAGS | (args.given & {"total_timesteps" if args.resume else "env_kwargs"})
+    own = {"total_timesteps", *RUNTIME_FLAGS} if args.resume else {"env_kwargs"}
+    free = (args.given & own) | ({"resume", "eval_only", "device"} if args.resume else RUNTIME_FLAGS)
     bound = {key: value for key, value in saved.items() if key in flags.keys() - free}
     for key in args.given & bound.keys():
         if flags[key] != bound[key]:
             clash = f"{flag(key)} {flags[key]}: the checkpoint was trained with {bound[key]}."
             raise ValueError(f"{clash} A checkpoint brings its own flags; leave this one out, or start a new run.")
     return checkpoint, type(args)(**flags | bound), path
+
+
+def rehearse(envs: UniformVectorEnv) -> None:
+    """Save the state of environments and restore it once, before a training, at whose end it would be lost.
+
+    Raises:
+        ValueError: it cannot be saved, or not be restored.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(swap_arrays(envs.get_state()), buffer)
+        buffer.seek(0)
+        if state := torch.load(buffer, weights_only=True):
+            envs.set_state(swap_arrays(state))
+    except Exception as error:
+        what = f"get_state() and set_state() of {envs.unwrapped} fail: {reason(error)} ({type(error).__name__})"
+        raise ValueError(f"{what}. Expected dicts of arrays and plain numbers; state_arrays names arrays.") from error
 
 
 def restore_shared(run: Any) -> None:
@@ -138,6 +159,13 @@ def rank_state(run: Any) -> dict[str, Any]:
     return state | {name: swap_arrays(thing.get_state()) for name, thing in run.own.items()}
 
 
+def begin_rank(run: Any) -> None:
+    """What is this rank's own, as a new run has it or as the checkpoint to resume says; ValueError as below."""
+    rehearse(run.envs)
+    if run.args.resume:
+        restore_rank(run)
+
+
 def restore_rank(run: Any) -> None:
     """Restore this rank's own state; environments that cannot be saved restart, with another seed.
 
@@ -154,7 +182,11 @@ def restore_rank(run: Any) -> None:
     # Without what the first reset, which is not played on, has added.
     run.statistics.load_state_dict(run.checkpoint["statistics"])
     mine = ranks[run.rank]
-    run.generator.set_state(mine["generator"])
+    try:
+        run.generator.set_state(mine["generator"])
+    except RuntimeError:  # the state of a GPU's is another thing than that of a CPU's
+        run.generator.manual_seed(rank_seed(run.args.seed + run.iteration, run.rank))
+        say(f"{run.path} was written on another kind of device than {run.device}: minibatches are drawn anew.")
     run.rng.bit_generator.state = mine["rng"]
     torch.set_rng_state(mine["torch"])
     if mine["envs"] is None:
@@ -192,4 +224,6 @@ def swap_arrays(state: Any) -> Any:
         return {key: swap_arrays(value) for key, value in state.items()}
     if isinstance(state, torch.Tensor):
         return state.numpy()
-    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state)
+    return state.item() if isinstance(state, np.generic) else state

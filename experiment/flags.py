@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
 import tyro
 
@@ -150,8 +151,10 @@ def parse(kind: type[Flags], words: Sequence[str] | None = None) -> Any:
     for word in initials.keys() & set(words):
         say(f"{word}: did you mean {initials[word]}?")
     args = read_in_groups(kind, words)
-    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
-    args.given = {field.name for field in fields(args) if {field.name, f"no_{field.name}"} & names}
+    names = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
+    if names.count("env_kwargs") > 1:  # the last would count alone
+        raise ValueError("--env-kwargs is given twice; expected it once, with all pairs KEY VALUE.")
+    args.given = {field.name for field in fields(args) if {field.name, f"no_{field.name}"} & set(names)}
     return args
 
 
@@ -180,6 +183,12 @@ def check_flags(args: Any, world_size: int) -> int:
     """
     for name, hint in get_type_hints(type(args), include_extras=True).items():
         value = getattr(args, name)
+        if isinstance(value, np.generic):  # of a sweep in Python; a checkpoint holds plain numbers
+            value = value.item()
+            setattr(args, name, value)
+        choices = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else (value,)
+        if (type(value), value) not in [(type(choice), choice) for choice in choices]:
+            raise ValueError(f"{flag(name)} {value!r}: expected one of {', '.join(map(repr, choices))}.")
         limits = [x for part in (hint, *get_args(hint)) for x in getattr(part, "__metadata__", ()) if type(x) is Range]
         if limits and value is not None and not (math.isfinite(value) and limits[0].holds(value)):
             raise ValueError(f"{flag(name)} {value}: expected {limits[0].words}.")

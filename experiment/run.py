@@ -21,7 +21,7 @@ from envs.players import introduce
 from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
 from experiment.board import Board
-from experiment.checkpoint import SOURCES, load_checkpoint, rank_state, restore_rank, restore_shared, save_checkpoint
+from experiment.checkpoint import SOURCES, begin_rank, load_checkpoint, rank_state, restore_shared, save_checkpoint
 from experiment.evaluation import score
 from experiment.fast import columns_first, compiled
 from experiment.flags import check_flags
@@ -112,8 +112,8 @@ class Run:
             ValueError: the checkpoint was written by another number of ranks.
         """
         self.envs.reset(seed=self.seed)
-        if self.args.resume:
-            restore_rank(self)
+        if not self.args.eval_only:
+            begin_rank(self)
         if self.rank == 0 and not self.args.eval_only:
             self.board = Board(self.args, self.global_step)
         return self.envs.last_obs, self.envs.last_mask

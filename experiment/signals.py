@@ -1,6 +1,7 @@
 """How a signal ends a run: at a good moment."""
 
 import signal
+import threading
 from types import FrameType
 
 
@@ -12,7 +13,9 @@ class StopOnSignal:
 
     def __init__(self):
         self.stopped_by: signal.Signals | None = None
-        self.handlers = {signum: signal.signal(signum, self._stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+        ours = threading.current_thread() is threading.main_thread()  # another one gets no signals
+        both = (signal.SIGINT, signal.SIGTERM) if ours else ()
+        self.handlers = {signum: signal.signal(signum, self._stop) for signum in both}
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         self.stopped_by = signal.Signals(signum)

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 ROOT = Path(__file__).parent.parent
+# A folder's event files are read in the order of their names, which end with the writers' number in the process: it
+# begins where a run and the one that resumes it in the same second have numbers of as many digits.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
 
 
 def start(folder: Path, script: str | Path, *flags: str, ranks: int = 1) -> subprocess.Popen:

@@ -17,6 +17,9 @@ def test_columns_where_rows_are_expected_are_refused():
     for rewards, terminations in ((rows[:, None], rows.bool()), (rows, rows[:, None].bool()), (rows[:1], rows[:1] > 0)):
         with pytest.raises(ValueError, match="rewards have shape .*, terminations .*; expected .B,., .B,. and .B, A."):
             dqn.td_targets(rewards, terminations, q, None, 0.9)
+    for online in (q[:1], q[:, :1]):
+        with pytest.raises(ValueError, match="online_next_q has shape .*, next_q .3, 2.; expected the same"):
+            dqn.td_targets(rows, rows.bool(), q, None, 0.9, online)
 
 
 def test_the_target_takes_the_best_legal_next_action():
@@ -156,7 +159,9 @@ def test_exploration_is_uniform_over_legal_actions(epsilon):
     q_values = dqn.OnHost(network, network)(np.zeros((40_000, 2), np.float32))
     mask = np.array([True, False, True, False, True])
     count = 40_000
+    given = q_values.copy()
     actions = dqn.epsilon_greedy(q_values, np.tile(mask, (count, 1)), epsilon, np.random.default_rng(0))
+    np.testing.assert_array_equal(q_values, given)
     expected = epsilon * mask / 3 + (1 - epsilon) * np.array([0, 0, 1, 0, 0])
     frequencies = np.bincount(actions, minlength=5) / count
     assert (abs(frequencies - expected) <= 5 * np.sqrt(expected * (1 - expected) / count)).all()
@@ -212,6 +217,7 @@ def test_termination_does_not_bootstrap(tmp_path, monkeypatch):
     (("--batch-size", "100"), "10.24 updates of --batch-size 100; expected a whole number"),
     (("--buffer-size", "5000"), "--buffer-size 5000 holds less than --learning-starts 10000"),
     (("--total-timesteps", "10"), "less than one rollout of 256 steps"),
+    (("--total-timesteps", "8192"), "--learning-starts 10000: nothing would be learnt in 8192 steps"),
     (("--env-id", "Masked/BinPlacement-v0"), "DQN takes Discrete, and ppo_action_mask.py takes MultiDiscrete"),
 ])  # fmt: skip
 def test_bad_flags_are_refused(tmp_path, monkeypatch, flags, words):

@@ -38,6 +38,7 @@ def execute(folder, command):
     flags = words[words.index(f"{script}.py") + 1 :] + ["--eval-episodes", "4"]
     if not {"--resume", "--eval-only"} & set(flags):
         flags += ["--total-timesteps", "2048"]
+        flags += ["--learning-starts", "1024"] if script == "dqn_action_mask" else []
     done = run(folder, script, *flags, ranks=ranks)
     assert done.returncode == 0, done.stderr
 

@@ -266,6 +266,37 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused_even_if_it_is_the_def
         main(PPO, "--eval-only", str(trained), "--capture-video")
 
 
+def test_a_resumed_training_writes_checkpoints_and_plays_as_many_episodes_as_it_did(tmp_path):
+    main(PPO, *FLAGS, "--checkpoint-every", "1", "--eval-episodes", "3")
+    main(PPO, "--resume", str(run_folder()), "--total-timesteps", "128")
+    args = checkpoint()["args"]
+    assert (args["checkpoint_every"], args["eval_episodes"]) == (1, 3)
+    assert torch.load(run_folder() / PREVIOUS, weights_only=True)["iteration"] == 3
+    main(PPO, "--resume", str(run_folder()), "--total-timesteps", "192", "--eval-episodes", "2")
+    assert checkpoint()["args"]["eval_episodes"] == 2
+
+
+def test_a_checkpoint_of_another_kind_of_device_goes_on_with_a_line(trained, capsys):
+    state = torch.load(trained, weights_only=True)
+    state["ranks"][0]["generator"] = torch.zeros(16, dtype=torch.uint8)  # as large as a GPU's
+    save_checkpoint(trained, state)
+    main(PPO, "--resume", str(trained), "--total-timesteps", "128", "--eval-episodes", "0")
+    assert "written on another kind of device than cpu: minibatches are drawn anew" in capsys.readouterr().err
+
+
+def test_a_training_in_a_thread_leaves_signals_alone():
+    with ThreadPoolExecutor(1) as pool:
+        assert "episodic_return" in pool.submit(main, PPO, *FLAGS, "--eval-episodes", "2").result()
+
+
+def test_environment_arguments_that_are_given_twice_are_refused():
+    for words in (["size", "4", "--env-kwargs", "density", "0.1"], ["size", "4", "--env_kwargs", "size", "5"]):
+        with pytest.raises(ValueError, match="^--env-kwargs is given twice; expected it once, with all pairs"):
+            parse(ppo.Args, ["--env-kwargs", *words])
+    with pytest.raises(ValueError, match="^--env-kwargs: size is given twice, 4 and 5; expected it once"):
+        main(PPO, *FLAGS, "--env-kwargs", "size", "4", "size", "5")
+
+
 def test_a_training_can_be_prolonged_and_says_what_that_does_to_the_step_size(trained, tmp_path, capsys):
     @dataclass
     class Args(ppo.Args):

@@ -24,7 +24,7 @@ from experiment.checkpoint import PREVIOUS, save_checkpoint
 SMALL = {  # iterations of 32 steps
     "ppo_action_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0"),
     "dqn_action_mask": shlex.split("--num-envs 4 --train-frequency 8 --batch-size 16 --replay-ratio 1 "
-                                   "--learning-starts 64 --buffer-size 512 --eval-episodes 0"),
+                                   "--learning-starts 32 --buffer-size 512 --eval-episodes 0"),
     "ppo_attention_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 --dim 8"),
     "ppo_gridwise": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 --channels 4"),
     "ppo_recurrent_mask": shlex.split("--num-envs 4 --num-steps 8 --minibatch-size 16 --eval-episodes 0 "
