@@ -75,6 +75,22 @@ def flat_size(space: gym.Space) -> int:
     raise ValueError(NO_FLAT_FORM.format(space))
 
 
+def check_kind(space: gym.Space, obs: Any) -> None:
+    """Refuse floats where the space has whole numbers (ValueError): a replay buffer, which goes by it, would cut them.
+
+    >>> check_kind(spaces.Box(0, 9, (1,), np.int8), np.array([[0.5]]))
+    Traceback (most recent call last):
+    ...
+    ValueError: Observations are float64, and their space is Box(0, 9, (1,), int8); expected what it declares.
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            check_kind(part, obs[key])
+    elif isinstance(space, spaces.Box) and space.dtype.kind != "f" and np.asarray(obs).dtype.kind == "f":
+        raise ValueError(f"Observations are {obs.dtype}, and their space is {space}; expected what it declares.")
+
+
 def flat_dtype(space: gym.Space) -> np.dtype:
     """The smallest dtype that holds flattened observations as they are, at most float32: what a replay buffer stores.
 

@@ -14,7 +14,15 @@ from gymnasium.vector.utils import batch_space
 from envs.base import BatchedEnv
 from envs.foreign import KNOWN, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, check_uses, grid_nvec, illegal_actions
-from envs.observations import entities_shape, entity_rows, flat_dtype, flat_size, flatten_observations, globals_space
+from envs.observations import (
+    check_kind,
+    entities_shape,
+    entity_rows,
+    flat_dtype,
+    flat_size,
+    flatten_observations,
+    globals_space,
+)
 from envs.statistics import Statistics
 
 HOW_TO_GIVE_A_MASK = (
@@ -135,6 +143,7 @@ class UniformVectorEnv(VectorWrapper):
         self.episode_returns[:], self.episode_lengths[:], self.discounted[:] = 0.0, 0, 0.0
         if self.previous is not None:
             self.previous[:] = 0
+        check_kind(self.raw_space, obs)
         self.last_obs, self.last_mask = self._observation(obs), self._mask(infos)
         return self.last_obs, {"action_mask": self.last_mask}
 

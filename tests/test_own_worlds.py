@@ -22,7 +22,8 @@ class Walk(BatchedEnv):
     state_arrays = ("reward", "done")
 
     def __init__(self, num_envs, kind="bool", render_mode=None):
-        super().__init__(num_envs, spaces.Box(0, 9, (1,)), spaces.Discrete(2), 5, render_mode)
+        box = spaces.Box(0, 9, (1,), np.int8 if kind == "floats" else np.float32)
+        super().__init__(num_envs, box, spaces.Discrete(2), 5, render_mode)
         self.kind, self.reward, self.done = kind, np.zeros(num_envs), np.zeros(num_envs, bool)
         self.done = self.done.astype(np.int8) if kind == "int8" else self.done
         if kind == "typo":
@@ -68,6 +69,11 @@ def test_figures_of_another_shape_are_refused():
     envs.reset(seed=0)
     with pytest.raises(ValueError, match=r"_advance\(\) of Walk gives rewards \(3, 1\) and terminations \(3,\); exp"):
         envs.step(np.zeros(3, int))
+
+
+def test_floats_in_a_space_of_whole_numbers_are_refused_before_a_buffer_cuts_them():
+    with pytest.raises(ValueError, match=r"Observations are float32, and their space is Box\(0, 9, \(1,\), int8\)"):
+        make_vec("Test/Walk-v0", 3, {"kind": "floats"}).reset(seed=0)
 
 
 @pytest.mark.parametrize("kind, words", [
