@@ -291,12 +291,12 @@ class _FieldActions:
         if isinstance(inner, spaces.Dict):
             parts = {name: inner.spaces.get(name) for name in self.fields}
             fit = parts.keys() == inner.spaces.keys()
-        elif not isinstance(inner, spaces.Discrete | spaces.MultiDiscrete):
+        elif not isinstance(inner, spaces.Discrete | spaces.MultiDiscrete | spaces.Tuple):
             return
         else:
             many = isinstance(inner, spaces.MultiDiscrete)
             pairs = zip(np.ravel(inner.nvec), np.ravel(inner.start), strict=True) if many else ()
-            known = [spaces.Discrete(n, start=start) for n, start in pairs] if many else [inner]
+            known = [spaces.Discrete(n, start=start) for n, start in pairs] or getattr(inner, "spaces", [inner])
             fit = len(known) == len(self.fields)
             parts = dict(zip(self.fields, known, strict=False))
         if not fit:
@@ -329,6 +329,8 @@ class _FieldActions:
         values = [members[indices[..., k]] for k, members in enumerate(self.members)]
         if isinstance(space, spaces.Dict):
             return dict(zip(self.fields, values, strict=True))
+        if isinstance(space, spaces.Tuple):
+            return tuple(values)
         return values[0] if isinstance(space, spaces.Discrete) else np.stack(values, axis=-1)
 
 
@@ -337,7 +339,7 @@ class MaskFunction(_FieldActions, gym.Wrapper):
 
     The wrapped environment takes `Discrete` or `MultiDiscrete` indices, and its infos hold `action_mask` (sum of
     members,) int8. The inner environment receives the enumeration's own values: a dict by field name if its action
-    space is a Dict, a scalar if it is Discrete, else an array in the fields' order.
+    space is a Dict, a tuple if it is a Tuple, a scalar if it is Discrete, else an array in the fields' order.
 
     Args:
         env: the environment.

@@ -173,6 +173,8 @@ class Guest(gym.Wrapper):
         return obs["action_mask"] if mask is None and self.in_observation else mask
 
     def _listed(self, actions: Any) -> np.ndarray:
+        if len(self.fields) > 1:
+            raise ValueError("it lists actions of several fields; expected flags, as action_masks() gives them")
         listed = np.asarray(list(actions))
         if listed.dtype == bool or len(set(listed.tolist())) < len(listed):
             raise ValueError(f"it gives {list(actions)}; expected each legal action once. action_masks() gives flags")
@@ -258,6 +260,10 @@ class AsyncGuests(AsyncVectorEnv):
         """Step all environments."""
         return self._answer(lambda: self.step_async(actions), self.step_wait)
 
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """What each guest's method or attribute of this name gives."""
+        return self._answer(lambda: self.call_async(name, *args, **kwargs), self.call_wait)
+
     def _answer(self, ask: Callable, wait: Callable) -> Any:
         try:
             ask()
@@ -270,7 +276,7 @@ class AsyncGuests(AsyncVectorEnv):
             for process in self.processes:
                 process.join(0.1)
             dead = [i for i, process in enumerate(self.processes) if process.exitcode is not None]
-            what = f"did not answer within {self.patience:g} s: it hangs in reset() or step()"
+            what = f"did not answer within {self.patience:g} s: it hangs"
             if dead:
                 code = self.processes[dead[0]].exitcode
                 what = f"its process ended with exit code {code}" + (" (killed by a signal)" if code < 0 else "")
@@ -341,7 +347,10 @@ class GuestBatch(VectorWrapper):
         if not isinstance(infos, Mapping):
             raise ValueError(f"The infos of {self.env} are {infos!r:.60}; expected a dict.")
         masks = {name: np.array(infos[name]) for name in ("action_mask", "agent_mask") if name in infos}
-        for name in list(masks):
+        for name, mask in list(masks.items()):
+            if np.shape(mask)[:1] != (self.num_envs,):
+                found = f"{name} of shape {mask.shape}"
+                raise ValueError(f"The infos of {self.env} hold {found}; expected {self.num_envs} rows.")
             if f"_{name}" not in infos:
                 raise ValueError(
                     f"The infos of {self.env} hold {name} without _{name}: expected (N,) bool, True in the rows that "

@@ -92,6 +92,8 @@ def make_vec(
         names = ", ".join(name for name in takes if name not in ("self", "num_envs", "render_mode")) or "nothing"
         asked = f"{env_id} cannot be made with --env-kwargs {env_kwargs or {}}"
         raise ValueError(f"{asked}: {what}. It takes {names}.") from error
+    if env.num_envs != num_envs:
+        raise ValueError(f"{env_id} was asked for {num_envs} environments and made {env.num_envs}; expected as many.")
     return UniformVectorEnv(env, require_mask, layout, presence_column, prev_inputs, dependent, statistics, learns)
 
 

@@ -14,8 +14,10 @@ NO_FLAT_FORM = (
 )
 
 
-def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarray:
+def flatten_observations(space: gym.Space, obs: Any, num_envs: int, dtype: type = np.float32) -> np.ndarray:
     """A batch of observations as (N, D) float32, without a loop over environments; Discrete becomes one-hot.
+
+    With `dtype` float64 a Box keeps its digits, for whoever centres large numbers next.
 
     Raises:
         ValueError: a value outside of its Discrete, MultiDiscrete or MultiBinary space, with the environment's index;
@@ -26,7 +28,7 @@ def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarra
     array([[0. , 0. , 1. , 0.5, 1. ]], dtype=float32)
     """
     if isinstance(space, spaces.Box):
-        return np.asarray(obs, np.float32).reshape(num_envs, -1)
+        return np.asarray(obs, dtype).reshape(num_envs, -1)
     if isinstance(space, spaces.MultiBinary):
         bits = np.asarray(obs, np.float32).reshape(num_envs, -1)
         _check_inside(space, bits, (bits == 0) | (bits == 1))
@@ -34,9 +36,9 @@ def flatten_observations(space: gym.Space, obs: Any, num_envs: int) -> np.ndarra
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return _one_hot(space, np.asarray(obs).reshape(num_envs, -1))
     if isinstance(space, spaces.Dict):
-        parts = [flatten_observations(sub, obs[key], num_envs) for key, sub in space.spaces.items()]
+        parts = [flatten_observations(sub, obs[key], num_envs, dtype) for key, sub in space.spaces.items()]
     elif isinstance(space, spaces.Tuple):
-        parts = [flatten_observations(sub, part, num_envs) for sub, part in zip(space.spaces, obs, strict=True)]
+        parts = [flatten_observations(sub, part, num_envs, dtype) for sub, part in zip(space.spaces, obs, strict=True)]
     else:
         raise ValueError(NO_FLAT_FORM.format(space))
     return np.concatenate(parts, axis=1)
@@ -158,12 +160,14 @@ def globals_space(space: gym.Space) -> spaces.Dict:
     return spaces.Dict(others)
 
 
-def entity_rows(obs: Any, presence_column: int | None, others: spaces.Dict) -> tuple[np.ndarray, np.ndarray]:
+def entity_rows(
+    obs: Any, presence_column: int | None, others: spaces.Dict, dtype: type = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
     """A batch of sets as rows of presence, features, and the global features, which all rows of a set repeat.
 
     Returns:
-        The rows (N, E, 1 + D + G) float32, and the same with the features of absent entities, which may hold anything,
-        as 0.
+        The rows (N, E, 1 + D + G) of this `dtype`, as in `flatten_observations`, and the same with the features of
+        absent entities, which may hold anything, as 0.
 
     Raises:
         ValueError: presence is neither 0 nor 1, with the environment's index.
@@ -183,10 +187,10 @@ def entity_rows(obs: Any, presence_column: int | None, others: spaces.Dict) -> t
             f"Environment {row}: {'entity_mask' if named else 'the presence column'} holds {given[row, entity]} for "
             f"entity {entity}; expected 1 where it is present, 0 where it is absent."
         )
-    rows = np.concatenate([present[..., None], features], axis=-1, dtype=np.float32)
+    rows = np.concatenate([present[..., None], features], axis=-1, dtype=dtype)
     seen = np.where(present[..., None], rows, 0)
     if not others.spaces:
         return rows, seen
-    flat = flatten_observations(others, obs, len(present))
+    flat = flatten_observations(others, obs, len(present), dtype)
     repeated = np.broadcast_to(flat[:, None], (*present.shape, flat.shape[1]))
     return np.concatenate([rows, repeated], axis=-1), np.concatenate([seen, repeated], axis=-1)

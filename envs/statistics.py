@@ -45,7 +45,7 @@ class Statistics:
         scaled = ((rows - self.obs.mean) / np.sqrt(self.obs.var + 1e-8)).clip(-CLIP, CLIP).astype(np.float32)
         if layout == "grid":
             return np.moveaxis(scaled, -1, 1)
-        return np.concatenate([obs[..., :1], scaled], axis=-1) if layout == "entities" else scaled
+        return np.concatenate([obs[..., :1], scaled], axis=-1, dtype=np.float32) if layout == "entities" else scaled
 
     def scale_rewards(self, rewards: np.ndarray, discounted: np.ndarray, learn: bool) -> np.ndarray:
         """Rewards (N,), scaled; with `learn` the discounted sums (N,) of their episodes so far count first."""

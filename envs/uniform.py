@@ -8,11 +8,11 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from envs.base import BatchedEnv
-from envs.foreign import KNOWN, GuestBatch
+from envs.foreign import KNOWN, AsyncGuests, Guest, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, check_uses, grid_nvec, illegal_actions
 from envs.observations import (
     check_kind,
@@ -94,8 +94,8 @@ class UniformVectorEnv(VectorWrapper):
                 f"step of an episode returns the next one's first observation. Set metadata['autoreset_mode'], or give "
                 f"the id an entry_point so that Gymnasium's vector environments can be used."
             )
-        ours, of_guests = isinstance(env.unwrapped, BatchedEnv), isinstance(env, SyncVectorEnv | AsyncVectorEnv)
-        super().__init__(env if ours or of_guests else GuestBatch(env))
+        of_guests = isinstance(env, AsyncGuests) or (isinstance(env, SyncVectorEnv) and isinstance(env.envs[0], Guest))
+        super().__init__(env if of_guests or isinstance(env.unwrapped, BatchedEnv) else GuestBatch(env))
         self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
         self.presence_column = presence_column
         given = env.single_action_space
@@ -126,6 +126,7 @@ class UniformVectorEnv(VectorWrapper):
             if getattr(env.unwrapped, "meets", False):
                 raise ValueError("--norm-obs: past selves see observations as the world gives them. Leave it out.")
             self.obs_dtype = np.dtype(np.float32)
+        self.digits = np.float64 if statistics and statistics.obs else np.float32
         if layout != "grid":
             one = len(self.nvec) == 1
             self.single_action_space = spaces.Discrete(self.nvec[0]) if one else spaces.MultiDiscrete(self.nvec)
@@ -137,7 +138,7 @@ class UniformVectorEnv(VectorWrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments; from one seed each of a guest's gets its own, which no other seed's share."""
-        if seed is not None and isinstance(self.env, SyncVectorEnv | AsyncVectorEnv):
+        if seed is not None and isinstance(self.env, SyncVectorEnv | AsyncGuests):
             seed = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
         obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_returns[:], self.episode_lengths[:], self.discounted[:] = 0.0, 0, 0.0
@@ -240,7 +241,7 @@ class UniformVectorEnv(VectorWrapper):
         for name, values in figures.items():
             if known := values[counted & ~np.isnan(values)].tolist():
                 self.ended[name].extend(known)
-        final_info["action_mask"] = self._final_mask(given["final_info"])
+        final_info["action_mask"] = self._final_mask(given["final_info"], ended)
         return {
             "episode": episode,
             "_episode": counted,
@@ -309,14 +310,19 @@ class UniformVectorEnv(VectorWrapper):
         axes = range(1, self.joint.ndim)
         return np.concatenate([self.joint.any(tuple(a for a in axes if a != k)) for k in axes], axis=1)
 
-    def _final_mask(self, infos: dict[str, Any]) -> np.ndarray:
-        """The masks of the states that episodes ended in, 0 where there is none: nobody acts in them."""
-        masks = {"action_mask", "agent_mask"} if self.layout == "grid" else {"action_mask"}
-        if not masks <= infos.keys() or self.field_mask is not None:
+    def _final_mask(self, infos: dict[str, Any], ended: np.ndarray) -> np.ndarray:
+        """The masks of the states that episodes ended in, 0 elsewhere and where there is none: nobody acts in them."""
+        names = ("action_mask", "agent_mask") if self.layout == "grid" else ("action_mask",)
+        if not set(names) <= infos.keys() or self.field_mask is not None:
             return np.zeros_like(self.last_mask)
-        if self.layout == "grid":
-            return check_grid_masks(infos["action_mask"], infos["agent_mask"], self.nvec, ended=True)
-        return check_action_mask(infos["action_mask"], self.nvec, ended=True)
+        try:
+            masks = [np.where(ended.reshape(-1, *[1] * (infos[name].ndim - 1)), infos[name], 0) for name in names]
+            check = check_grid_masks if self.layout == "grid" else check_action_mask
+            return check(*masks, self.nvec, ended=True)
+        except ValueError:
+            if self.require_mask:
+                raise
+            return np.zeros_like(self.last_mask)
 
     def _expect(self, name: str, infos: dict[str, Any], sentence: str) -> None:
         missing = ~infos.get(f"_{name}", np.zeros(self.num_envs, bool))
@@ -329,9 +335,9 @@ class UniformVectorEnv(VectorWrapper):
         if self.layout == "grid":
             flat = seen = obs
         elif self.layout == "entities":
-            flat, seen = entity_rows(obs, self.presence_column, self.globals)
+            flat, seen = entity_rows(obs, self.presence_column, self.globals, self.digits)
         else:
-            flat = seen = flatten_observations(self.raw_space, obs, self.num_envs)
+            flat = seen = flatten_observations(self.raw_space, obs, self.num_envs, self.digits)
         if seen.dtype.kind == "f" and not np.isfinite(seen).all():
             row, *place = np.argwhere(~np.isfinite(seen))[0].tolist()
             raise ValueError(

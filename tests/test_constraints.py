@@ -177,6 +177,7 @@ class Workbench(gym.Env):
     [
         (spaces.Dict({"tool": spaces.Discrete(50, start=-5), "hand": spaces.Discrete(3)}), dict(tool=40, hand=1)),
         (spaces.MultiDiscrete([50, 3], start=[-5, 0]), [40, 1]),
+        (spaces.Tuple([spaces.Discrete(50, start=-5), spaces.Discrete(3)]), (40, 1)),
     ],
 )
 def test_the_simulator_receives_values_not_indices_and_hidden_keys_stay_hidden(inner, check):
@@ -191,7 +192,7 @@ def test_the_simulator_receives_values_not_indices_and_hidden_keys_stay_hidden(i
     obs, *_, info = env.step(np.array([2, 0]))
     assert info["action_mask"].tolist() == [1, 0, 1, 1, 1] and list(obs) == ["wood"]
     given = env.unwrapped.given
-    assert given == check if isinstance(check, dict) else given.tolist() == check
+    assert given == check if isinstance(check, dict | tuple) else given.tolist() == check
 
 
 def test_a_single_field_is_discrete():
@@ -208,6 +209,8 @@ def test_a_single_field_is_discrete():
     (spaces.Discrete(3, start=1), FIELDS, r"The fields are \['tool', 'hand'\]; expected those of .*Discrete\(3"),
     (spaces.Dict(hand=spaces.Discrete(3), foot=spaces.Discrete(3)), {"hand": Hand}, "expected those of .*foot"),
     (spaces.Dict(foot=spaces.Discrete(3)), {"hand": Hand}, "expected those of .*foot"),
+    (spaces.Tuple([spaces.Discrete(99), spaces.Discrete(3)]), FIELDS, r"'tool' has the values \[-3\].* Discrete\(99\)"),
+    (spaces.Tuple([spaces.Discrete(3)]), FIELDS, r"The fields are \['tool', 'hand'\]; expected those of .*Tuple"),
 ])  # fmt: skip
 def test_fields_and_values_that_the_inner_environment_does_not_have_are_refused(inner, fields, words):
     with pytest.raises(ValueError, match=words):

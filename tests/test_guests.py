@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from envs.foreign import AsyncGuests, admit
 from envs.make import make_vec
@@ -167,6 +167,51 @@ def test_rows_of_final_observations_of_episodes_that_go_on_may_hold_anything():
     assert infos["_final_obs"].tolist() == [True, False] and infos["final_obs"][0].tolist() == [3]
 
 
+class PartMask(Part):
+    """Its final masks are as wrong in the other row, or in the row that ended."""
+
+    def __init__(self, num_envs=2, row=1):
+        super().__init__()
+        self.row = row
+
+    def step(self, actions):
+        obs, rewards, ended, cut, infos = super().step(actions)
+        if "final_obs" in infos:
+            mask = np.ones((2, 3))
+            mask[self.row] = [0, np.nan, 5]
+            infos["final_info"] = {"action_mask": mask, "_action_mask": ended | True}
+        return obs, rewards, ended & False, ended, infos
+
+
+gym.register("Test/PartMask-v0", vector_entry_point=PartMask)
+
+
+@pytest.mark.parametrize("row, require_mask, expected", [
+    (1, True, [[1, 1, 1], [0, 0, 0]]),
+    (0, True, "Environment 0: the action mask holds nan at entry 1"),
+    (0, False, [[0, 0, 0]] * 2),
+])  # fmt: skip
+def test_final_masks_are_looked_at_where_an_episode_ended_and_somebody_reads_them(row, require_mask, expected):
+    envs = make_vec("Test/PartMask-v0", 2, {"row": row}, require_mask=require_mask)
+    envs.reset(seed=0)
+    steps = (envs.step(np.zeros(2, int)) for _ in range(3))
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            list(steps)
+    else:
+        assert list(steps)[-1][-1]["final_info"]["action_mask"].tolist() == expected
+
+
+def test_gymnasiums_own_vector_environment_of_plain_environments_is_a_guest_too():
+    make = lambda num_envs: SyncVectorEnv([Doors] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)  # noqa: E731
+    gym.register("Test/Plain-v0", vector_entry_point=make)
+    envs = make_vec("Test/Plain-v0", 2)
+    envs.reset(seed=0)
+    masks = [envs.step(np.zeros(2, int))[-1]["action_mask"][1].tolist() for _ in range(5)]
+    assert masks == [[0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert envs.ended["episodic_return"] == [5, 5]
+
+
 class Crooked(Batch):
     """Wrong in one way, from the first step on."""
 
@@ -177,6 +222,8 @@ class Crooked(Batch):
             obs = {"turned": obs.T, "none": None, "dict": {"x": obs}, "wide": np.zeros((2, 3))}[what]
         if kind == "infos":
             infos = {"none": None, "list": []}[what]
+        if kind == "mask":
+            infos["action_mask"] = np.ones(3, np.int8)
         if kind == "flag":
             infos["_action_mask"] = {"float": np.ones(2), "short": np.ones(1, bool)}[what]
         if kind == "final":
@@ -207,6 +254,7 @@ gym.register("Test/Shown-v0", vector_entry_point=Shown)
     ("infos none", "The infos of .* are None; expected a dict"),
     ("infos list", r"The infos of .* are \[\]; expected a dict"),
     ("flag float", r"hold _action_mask of shape \(2,\) and type float64; expected \(2,\) bool"),
+    ("mask", r"hold action_mask of shape \(3,\); expected 2 rows"),
     ("flag short", r"hold _action_mask of shape \(1,\) and type bool; expected \(2,\) bool"),
     ("final none", "expected final_obs and final_info"),
     ("final scalar", r"final_info of .* holds success of shape \(\); expected \(2,\)"),
@@ -219,6 +267,11 @@ def test_what_a_vector_environment_does_wrong_is_one_sentence(fault, words):
         envs.step(np.zeros(2, int))
     with pytest.raises(ValueError, match="observes an action_mask; expected it in the infos"):
         make_vec("Test/Shown-v0", 2)
+
+
+def test_another_number_of_environments_than_asked_for_is_refused():
+    with pytest.raises(ValueError, match="Test/Batch-v0 was asked for 3 environments and made 2; expected as many"):
+        make_vec("Test/Batch-v0", 3)
 
 
 @pytest.mark.parametrize("lacks, words", [
@@ -319,13 +372,26 @@ class Single(Doors):
 
 
 class Second(gym.Wrapper):
-    """Nothing is legal in its second field."""
+    """Nothing is legal in its second field, or its process ends there."""
+
+    def __init__(self, dies=False):
+        super().__init__(Space(spaces.MultiDiscrete([2, 3])))
+        self.dies = dies
+
+    def field_mask(self, chosen):
+        if chosen and self.dies:
+            os._exit(3)
+        return np.zeros(3) if chosen else np.ones(2)
+
+
+class Pairs(gym.Wrapper):
+    """It lists actions of two fields."""
 
     def __init__(self):
         super().__init__(Space(spaces.MultiDiscrete([2, 3])))
 
-    def field_mask(self, chosen):
-        return np.zeros(3) if chosen else np.ones(2)
+    def get_available_actions(self):
+        return [(0, 1), (1, 2)]
 
 
 gym.register("Test/Lists-v0", Lists, disable_env_checker=True)
@@ -337,6 +403,12 @@ gym.register("Test/Second-v0", Second, disable_env_checker=True)
 def test_flags_are_no_list_of_legal_actions(listed):
     with pytest.raises(ValueError, match="Environment 0: get_available_actions.*expected each legal action once"):
         make_vec("Test/Lists-v0", 1, {"listed": listed}).reset(seed=0)
+
+
+def test_actions_of_several_fields_are_not_listed():
+    gym.register("Test/Pairs-v0", Pairs, disable_env_checker=True)
+    with pytest.raises(ValueError, match="Environment 0: get_available_actions .*several fields; expected flags, as"):
+        make_vec("Test/Pairs-v0", 1).reset(seed=0)
 
 
 @BOTH
@@ -529,6 +601,13 @@ def test_a_worker_that_dies_or_hangs_is_named(fault, words, monkeypatch):
     envs.step(np.ones(2, int))
     with pytest.raises(ValueError, match=words):
         envs.step(np.ones(2, int))
+
+
+def test_a_worker_that_dies_when_it_is_asked_for_a_field_is_named():
+    envs = make_vec("Test/Second-v0", 2, {"dies": True}, async_envs=True, dependent=True)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="Environment [01]: its process ended with exit code 3"):
+        envs.field_mask(np.zeros((2, 1), int))
 
 
 def test_workers_leave_ctrl_c_to_the_training():

@@ -29,15 +29,16 @@ class Race:
 
     possible_agents = ["ann", "bob", "cyd"]
 
-    def __init__(self, masked=True, seats=3, render_mode=None):
-        self.masked, self.possible_agents = masked, Race.possible_agents[:seats]
+    def __init__(self, masked=True, seats=3, render_mode=None, first=0, fields=1):
+        self.masked, self.possible_agents, self.first = masked, Race.possible_agents[:seats], first
+        self.actions = spaces.Discrete(2, start=first) if fields == 1 else spaces.MultiDiscrete([2] * fields)
 
     def observation_space(self, seat):
         seen = {"observation": spaces.Box(0, 9, (3,), np.int64)}
         return spaces.Dict(seen | ({"action_mask": spaces.MultiBinary(2)} if self.masked else {}))
 
     def action_space(self, seat):
-        return spaces.Discrete(2)
+        return self.actions
 
     def reset(self, seed=None):
         self.agents, self.at = list(self.possible_agents), dict.fromkeys(self.possible_agents, 0)
@@ -53,7 +54,7 @@ class Race:
             self.agents = [one for one in self.agents if one != seat]
             self.rewards = {}
         else:
-            self.at[seat] += int(action) + 1
+            self.at[seat] += int(action) - self.first + 1
             self.rewards = {seat: 1.0 if self.at[seat] == 4 else 0.0}
             self.terminations[seat] = self.at[seat] == 4
             behind = seat if self.terminations[seat] else behind
@@ -74,8 +75,9 @@ def race(monkeypatch):
     monkeypatch.setitem(sys.modules, "race_v0", module)
 
 
-def test_three_seats_move_in_turn_and_who_is_out_waits_for_the_others():
-    env = PettingZoo(6, game="race_v0")
+@pytest.mark.parametrize("first", [0, 5])
+def test_three_seats_move_in_turn_and_who_is_out_waits_for_the_others(first):
+    env = PettingZoo(6, game="race_v0", first=first)
     obs, infos = env.reset(seed=0)
     assert infos["action_mask"].tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 1]] * 2
     assert obs["turn"].tolist() == [[1], [0], [0]] * 2
@@ -111,6 +113,7 @@ def test_illegal_moves_and_those_of_who_waits_never_reach_the_game():
 @pytest.mark.parametrize("num_envs, kwargs, words", [
     (3, {"game": "race_v0", "masked": False}, "race_v0 observes Dict.*; expected a Dict of observation and action"),
     (1, {"game": "race_v0", "seats": 1}, "race_v0 has 1 seats and 1 environments; expected two seats or more"),
+    (3, {"game": "race_v0", "fields": 2}, r"race_v0 takes actions of MultiDiscrete\(\[2 2\]\); expected Discrete"),
     (4, {"game": "race_v0"}, "race_v0 has 3 seats and 4 environments; expected .* a multiple of them"),
 ])  # fmt: skip
 def test_what_cannot_be_played_by_turns_is_refused(num_envs, kwargs, words):

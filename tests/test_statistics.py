@@ -97,6 +97,50 @@ def test_sets_are_scaled_by_what_is_there_and_maps_plane_by_plane():
     np.testing.assert_array_equal(scaled[..., 0], sets[..., 0])
     np.testing.assert_allclose(scaled[..., 1][sets[..., 0] > 0], np.array([-2, 0, 2]) / np.sqrt(8 / 3), rtol=1e-6)
     maps = np.stack([np.full((2, 3, 3), 4), np.arange(18).reshape(2, 3, 3)], axis=1)
+    assert scaled.dtype == np.float32
     scaled = Statistics(True, False, 0.9).scale_observations(maps, "grid", learn=True)
     assert scaled.shape == (2, 2, 3, 3) and scaled.dtype == np.float32
     np.testing.assert_allclose(scaled[:, 1].std(), 1, atol=0.01)
+
+
+class Clock(gym.Env):
+    """Seconds since 1970, of which float32 knows every 128th."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, sets=False):
+        self.sets = sets
+        now = spaces.Box(0, np.inf, (1,), np.float64)
+        entities = spaces.Box(-np.inf, np.inf, (2, 1), np.float64)
+        parts = {"entities": entities, "entity_mask": spaces.MultiBinary(2), "now": now}
+        self.observation_space = spaces.Dict(parts) if sets else now
+
+    def seen(self):
+        now = np.array([1.7e9 + self.t])
+        rows = np.array([now, [np.nan]])
+        return {"entities": rows, "entity_mask": np.array([1, 0], np.int8), "now": now} if self.sets else now
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.seen(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.seen(), 0.0, False, False, {}
+
+
+gym.register("Test/Clock-v0", Clock, disable_env_checker=True)
+
+
+@pytest.mark.parametrize("layout", ["flat", "entities"])
+def test_large_numbers_are_centred_before_their_digits_are_lost(layout):
+    kwargs, statistics = {"sets": layout == "entities"}, Statistics(True, False, 0.9)
+    envs = make_vec("Test/Clock-v0", 1, kwargs, require_mask=False, layout=layout, statistics=statistics)
+    envs.reset(seed=0)
+    seen = [envs.step(np.zeros(1, int))[0] for _ in range(8)]
+    column = np.array([obs.reshape(-1)[-1 if layout == "entities" else 0] for obs in seen])
+    t = np.arange(1, 9)
+    # At time t the seen times are 0 to t.
+    np.testing.assert_allclose(column, (t - t / 2) / np.sqrt(t * (t + 2) / 12), rtol=1e-4)
+    assert all(obs.dtype == np.float32 for obs in seen)

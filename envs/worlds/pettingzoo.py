@@ -20,7 +20,7 @@ class PettingZoo(BatchedEnv):
     log-probability, entropy and gradient are 0: self-play, without a line of it in the scripts.
 
     ## Action Space
-    `Discrete(n + 1)`: the game's actions, and n to pass.
+    `Discrete(n + 1)`: the game's actions, counted from 0, and n to pass.
 
     ## Observation Space
     A `Dict` of the game's `observation` as this seat sees it, and `turn` (1,) int8, 1 where it moves next.
@@ -51,7 +51,8 @@ class PettingZoo(BatchedEnv):
 
     Raises:
         ImportError: the module, or what it needs, is missing.
-        ValueError: a game without masks, with one seat, or with seats that see or do different things.
+        ValueError: a game without masks, with one seat, with actions that are not Discrete, or with seats that see or
+            do different things.
 
     Example:
         >>> import pytest; _ = pytest.importorskip("pettingzoo.classic.tictactoe_v3")
@@ -81,7 +82,9 @@ class PettingZoo(BatchedEnv):
             raise ValueError(f"{game} observes {seen[0]}; expected a Dict of observation and action_mask.")
         if any(space != seen[0] for space in seen) or any(space != actions[0] for space in actions):
             raise ValueError(f"{game}: its seats have different spaces; expected the same for all of them.")
-        self.passing = int(actions[0].n)
+        if not isinstance(actions[0], spaces.Discrete):
+            raise ValueError(f"{game} takes actions of {actions[0]}; expected Discrete.")
+        self.passing, self.first_action = int(actions[0].n), int(actions[0].start)
         space = spaces.Dict(observation=seen[0]["observation"], turn=spaces.MultiBinary(1))
         super().__init__(num_envs, space, spaces.Discrete(self.passing + 1), max_episode_steps, render_mode)
         self.games = [first] + [make() for _ in range(num_envs // len(self.seats) - 1)]
@@ -107,7 +110,7 @@ class PettingZoo(BatchedEnv):
             row = start + self.seats.index(game.agent_selection)
             action = int(actions[row])
             if action != self.passing and self.masks[row, action]:
-                self._play(game, action, rewards[start : start + len(self.seats)])
+                self._play(game, action + self.first_action, rewards[start : start + len(self.seats)])
                 over[start : start + len(self.seats)] = not game.agents
                 self._look(index)
         self.totals += rewards
