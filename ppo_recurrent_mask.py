@@ -194,6 +194,7 @@ def layer_init(layer: nn.Linear, std: float = np.sqrt(2), bias_const: float = 0.
     return layer
 
 
+# The class to copy: it needs torch only.
 class EpisodicGRU(nn.GRUCell):
     """A GRU over time whose state is zeroed where an episode starts, inside of sequences as well.
 

@@ -1,4 +1,4 @@
-"""A trained MicroRTS agent against every bot that the game brings: won, drawn and lost games of a hundred.
+"""A trained MicroRTS agent against every bot that the game brings: games won, drawn and lost.
 
     python benchmark/bots.py --checkpoint runs/NAME/checkpoint.pt --out docs/results/bots.json
 

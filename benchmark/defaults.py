@@ -4,10 +4,11 @@
 
 A figure is in CPU seconds on one core, nothing compiled, from the first step until the episodes of training that ended
 in the last 16,384 steps reach the score: a share of what best play would have returned in them, or a mean return where
-the world does not know that. Everything else is as in the script, schedules over the steps of the README's run
-included; where minibatches are of another size, Adam's step size follows with the root of it. A run that takes `cap`
-steps without the score has not reached it. Each run has a process of its own, and settings alternate within a seed, so
-that a slow phase of the machine hits all. Resumable: runs that the file already holds are not repeated.
+the world does not know that. Everything else is as in the script, schedules over the steps of the runs in
+docs/results.md included; where minibatches are of another size, Adam's step size follows with the root of it. A run
+that takes `cap` steps without the score has not reached it. Each run has a process of its own, and settings alternate
+within a seed, so that a slow phase of the machine hits all. Resumable: runs that the file already holds are not
+repeated.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Connect Four in self-play: how far it gets, the first mover's share, and games per second.
+"""Connect Four against a search and in self-play: how far it gets, the first mover's share, and games per second.
 
     python benchmark/games.py --out docs/results/games.json
     python benchmark/games.py --speed --out docs/results/games_speed.json    # needs PettingZoo; run it alone
@@ -70,7 +70,7 @@ def points(player: Player, opponent: str, games: int, depth: int = 4) -> float:
 
 
 def first_share(player: Player, games: int) -> float:
-    """The first mover's points of a hundred against itself, actions drawn by the agent's odds."""
+    """The first mover's share of the points against itself, actions drawn by the agent's odds."""
     env, ends, rng = ConnectFour(2 * games, "self"), np.full(2 * games, np.nan), np.random.default_rng(0)
     obs, infos = env.reset(seed=0)
     while np.isnan(ends).any():

@@ -87,6 +87,7 @@ REMEMBER = (
     "Masked/Maze-v0 --env-kwargs trail False",
     *(f"benchmark.pop:Pop-v0 --env-kwargs name {name}" for name in POP),
 )
+NOTHING_TO_FORBID = ("RepeatPreviousEasy", "HigherLowerEasy")  # worlds without a mask
 MASKED_OR_NOT = {"mask": "--mask-mode mask", "none": "--mask-mode none"}
 
 HARVEST = (
@@ -195,7 +196,7 @@ STUDIES = {
         {"shown": "--total-timesteps 500000"},
         (1, 2, 3),
     ),
-    # What memory is worth, with a mask and without. POPGym's worlds without masks have the arm "none" only.
+    # What memory is worth, with a mask and without. Worlds without masks have the arm "none" only.
     "memory": Study("ppo_recurrent_mask", MEMORY, REMEMBER, MASKED_OR_NOT, (1, 2, 3)),
     "memory_feedforward": Study("ppo_action_mask", MEMORY, REMEMBER, MASKED_OR_NOT, (1, 2, 3)),
     # Each step stands alone there, hence gamma 0.
@@ -281,6 +282,8 @@ def main(args: Args) -> None:
         runs = json.loads(path.read_text()) if path.exists() else []
         points = [point for point in study.points if str(point) in args.points or not args.points]
         for seed, arm, point in product(args.seeds or study.seeds, args.arms or study.arms, points):
+            if arm == "mask" and str(point).endswith(NOTHING_TO_FORBID):
+                continue
             flags = f"{study.flags} {study.arms[arm]}".format(point=point) + f" --seed {seed} {args.flags}".rstrip()
             if any(run["flags"] == flags for run in runs):
                 continue

@@ -123,7 +123,7 @@ class Runtime:
     torch_deterministic: bool = True
     """use deterministic kernels only"""
     compile: bool = False
-    """compile gradient, clipping and Adam: 10 to 40 s at the start (1 s from the cache), faster updates after"""
+    """compile gradient, clipping and Adam: 10 to 40 s at the start (3 s from the cache), faster updates after"""
     num_threads: Count = 1
     """torch's CPU threads in each process; small networks gain nothing from more"""
 
