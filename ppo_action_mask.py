@@ -218,11 +218,16 @@ class Agent(nn.Module):
 class MaskHead(nn.Module):
     """Which choices are legal, as a linear function of what the policy's last layer reads.
 
-    Zabounidis et al. 2026, https://arxiv.org/abs/2603.09090. No gradient goes into the policy.
+    Zabounidis et al. 2026, https://arxiv.org/abs/2603.09090. No gradient goes into the policy. It reads the layers of
+    `agent.actor`: what you write around them in `Agent.forward` belongs here too.
     """
 
     def __init__(self, agent: Agent):
         super().__init__()
+        if not isinstance(agent.actor, nn.Sequential):
+            raise ValueError(
+                "--predict-mask reads the layers of Agent.actor: expected nn.Sequential, or edit MaskHead."
+            )
         *self.trunk, last = agent.actor  # a list, so that these layers stay the policy's alone
         self.linear = nn.Linear(last.in_features, last.out_features)
 

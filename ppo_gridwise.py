@@ -453,10 +453,11 @@ def main(args: Args) -> dict[str, float]:
     minibatch_size = args.minibatch_size // run.world_size
     envs = run.make_envs(N, layout="grid")
     obs_shape, nvec = envs.single_observation_space.shape, tuple(envs.nvec.tolist())
-    if envs.uses is None and not args.count_unused:
+    if (envs.uses is None or len(nvec) == 1) and not args.count_unused:
         raise ValueError(
-            f"--no-count-unused: {args.env_id} does not say which fields count; expected its attribute `uses`, "
-            f"({nvec[0]}, {len(nvec)}), 1 where a field counts for a choice in field 0. Or count all of them."
+            f"--no-count-unused: {args.env_id} has {len(nvec)} fields and its attribute `uses` is {envs.uses}; "
+            f"expected several, and ({nvec[0]}, {len(nvec)}), 1 where a field counts for a choice in field 0. Or count "
+            f"all of them."
         )
     agent = run.place(Agent(obs_shape, nvec, args.channels))
     optimizer = Adam(agent, eps=1e-5)

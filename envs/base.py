@@ -4,12 +4,15 @@ A subclass of `BatchedEnv` holds its whole state in arrays whose first axis is t
 batch of one into a plain `gymnasium.Env`, so that both views of an environment share every line of its rules.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+from envs.constraints import VectorMaskFunction
 
 
 def put_rows(batch: Any, rows: np.ndarray, values: Any) -> None:
@@ -199,11 +202,14 @@ class SingleEnv(gym.Env):
 
     def get_state(self) -> dict[str, Any]:
         """The whole state, the generator's included."""
-        return self.batch.unwrapped.get_state()
+        seen = {"seen": deepcopy(self.batch.seen)} if isinstance(self.batch, VectorMaskFunction) else {}
+        return self.batch.unwrapped.get_state() | seen
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` gave."""
         self.batch.unwrapped.set_state(state)
+        if "seen" in state:
+            self.batch.seen = state["seen"]
 
 
 def _flagged(info: dict[str, np.ndarray], flags: np.ndarray) -> dict[str, np.ndarray]:

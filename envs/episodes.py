@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
-from envs.foreign import KNOWN, reason
+from envs.foreign import OUTCOMES, reason
 from envs.masks import drop_legal
 from envs.uniform import UniformVectorEnv
 
@@ -47,10 +47,11 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
     With `drop` masks are stricter than they have to be: each legal choice is forbidden with that probability.
 
     Every environment plays the same number of episodes: taking the first to finish would favour short ones. `success`
-    is the share of episodes that the environment calls one, and `win_rate` too, or else that of episodes with a
-    positive return; where it knows best play, `optimality` is the return as a share of the optimum. Points against a
-    kind of opponent are the mean of the episodes against it, and left out without one; the other means are of all
-    episodes but those of seats that somebody else played, which do not count.
+    is the share of episodes that the environment calls one, so that one of which it says nothing is none, and
+    `win_rate` too, or else that of episodes with a positive return; where it knows best play, `optimality` is the
+    return as a share of the optimum. Points against a kind of opponent are the mean of the episodes against it, and
+    left out without one; the other means are of all episodes but those of seats that somebody else played, which do not
+    count.
 
     An episode that has not ended after `max_steps` is cut: it counts with its return so far, as no success, and no
     optimum is known then; `cut` is the share of such episodes. Its environment plays on unseen, for none can be reset
@@ -78,7 +79,8 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
             late = playing & ~ended & (envs.episode_lengths == max_steps)
             if (ended | late).any():
                 episode = infos.get("episode", {"r": envs.episode_returns, "l": envs.episode_lengths})
-                ours = {"episodic_return": episode["r"], "episodic_length": episode["l"], "win_rate": episode["r"] > 0}
+                ours = {"episodic_return": episode["r"], "episodic_length": episode["l"]}
+                ours["win_rate"] = (episode["r"] > 0) & ~late
                 for key, values in (ours | infos.get("final_info", {})).items():
                     if key != "action_mask":
                         known = ended | late if key in ours else ended & ~np.isnan(values)
@@ -87,7 +89,7 @@ def evaluate(play: Play, envs: UniformVectorEnv, episodes: int, max_steps: int, 
             left -= ended | late
             cut += int(late.sum())
             bar.update(int((ended | late).sum()))
-    met = {key: count + cut * (key in KNOWN) for key, count in met.items()}  # who was cut has not won, nor lost
+    met |= {key: met["episodic_return"] for key in OUTCOMES if key in met}  # who was cut has not won, nor lost
     scores = {key: total / met[key] for key, total in totals.items() if met[key]}
     if cut:
         scores = {key: score for key, score in scores.items() if not key.startswith("optimal")}

@@ -10,10 +10,12 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec
 
-KNOWN = ("optimal_return", "optimal_length", "success", "drawn", "lost")  # of an episode that ended, if they know
+OUTCOMES = ("success", "drawn", "lost")
+KNOWN = ("optimal_return", "optimal_length", *OUTCOMES)  # of an episode that ended, if they know
 METHODS = ("field_mask", "action_masks", "get_available_actions")  # of a field, of an action; legal actions
 MAX_JOINT = 1_000_000  # entries of a mask of whole actions
 STEP = "obs, reward, terminated, truncated and info"
@@ -290,8 +292,9 @@ class AsyncGuests(AsyncVectorEnv):
 class GuestBatch(VectorWrapper):
     """A vector environment that somebody else wrote: what it returns is copied, and checked for what scripts read."""
 
-    def __init__(self, env: VectorEnv):
+    def __init__(self, env: VectorEnv, require_mask: bool):
         super().__init__(env)
+        self.require_mask, self.told = require_mask, set()
         space = env.single_observation_space
         if isinstance(space, spaces.Dict) and "action_mask" in space.spaces:
             raise ValueError(
@@ -322,30 +325,59 @@ class GuestBatch(VectorWrapper):
                     f"An episode ended, and the infos of {self.env} hold {sorted(infos)}: expected final_obs and "
                     f"final_info, the last observation and info of it, as Gymnasium's SAME_STEP mode gives them."
                 )
-            known = {key: np.array(infos["final_info"][key], float) for key in KNOWN if key in infos["final_info"]}
-            for key, values in known.items():
-                if values.shape != (self.num_envs,):
-                    found = f"{key} of shape {values.shape}"
-                    raise ValueError(f"The final_info of {self.env} holds {found}; expected ({self.num_envs},).")
-            final_obs = _rows(infos["final_obs"], np.where(ended, np.arange(self.num_envs), ended.argmax()))
-            given |= {"final_obs": final_obs, "final_info": known | self._read(infos["final_info"])}
+            given["final_info"] = self._known(infos["final_info"]) | self._read(infos["final_info"])
+            given["final_obs"] = self._final(infos["final_obs"], ended)
         obs = self._batch(self.single_observation_space, obs)
         return obs, rewards, terminations.astype(bool), truncations.astype(bool), given
 
-    def _batch(self, space: gym.Space, obs: Any) -> Any:
+    def _batch(self, space: gym.Space, obs: Any, verb: str = "observes") -> Any:
         """A copy of a batch of observations, which has a row for each environment in every part."""
         if isinstance(space, spaces.Dict) and isinstance(obs, Mapping) and set(space.spaces) <= set(obs):
-            return {key: self._batch(part, obs[key]) for key, part in space.spaces.items()}
+            return {key: self._batch(part, obs[key], verb) for key, part in space.spaces.items()}
         if isinstance(space, spaces.Tuple) and isinstance(obs, tuple) and len(obs) == len(space.spaces):
-            return tuple(self._batch(part, value) for part, value in zip(space.spaces, obs, strict=True))
+            return tuple(self._batch(part, value, verb) for part, value in zip(space.spaces, obs, strict=True))
         if isinstance(space, spaces.Dict | spaces.Tuple) or np.shape(obs) != (self.num_envs, *(space.shape or ())):
             found = f"{type(obs).__name__} of shape {np.shape(obs)}"
-            raise ValueError(f"{self.env} observes a {found}; expected {self.num_envs} rows of {space}.")
+            raise ValueError(f"{self.env} {verb} a {found}; expected {self.num_envs} rows of {space}.")
         return np.array(obs)
+
+    def _final(self, final_obs: Any, ended: np.ndarray) -> Any:
+        """A batch of last observations, or Gymnasium's array of one object a row; others may hold anything."""
+        space, rows = self.single_observation_space, np.where(ended, np.arange(self.num_envs), ended.argmax())
+        if isinstance(final_obs, np.ndarray) and final_obs.dtype == object and len(final_obs) == self.num_envs:
+            single = [admit(space, final_obs[row], row) for row in rows]
+            return concatenate(space, single, create_empty_array(space, self.num_envs))
+        return _rows(self._batch(space, final_obs, "has as final_obs"), rows)
+
+    def _known(self, info: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """What it knows about the episodes that ended, as numbers; what is no number is reported once."""
+        known = {}
+        for key in set(KNOWN) & set(info):
+            try:
+                values = np.array(info[key], float)
+            except (TypeError, ValueError):
+                if key not in self.told:
+                    gym.logger.warn(f"The final_info of {self.env} holds {key} {info[key]!r:.60}, no number; left out.")
+                self.told.add(key)
+                continue
+            flags = np.asarray(info.get(f"_{key}", values == values))
+            if not values.shape == flags.shape == (self.num_envs,):
+                found = f"{key} of shape {values.shape} with flags of shape {flags.shape}"
+                raise ValueError(f"The final_info of {self.env} holds {found}; expected ({self.num_envs},) each.")
+            known[key] = np.where(flags, values, np.nan)
+        return known
 
     def _read(self, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if not isinstance(infos, Mapping):
             raise ValueError(f"The infos of {self.env} are {infos!r:.60}; expected a dict.")
+        try:
+            return self._masks(infos)
+        except ValueError:
+            if self.require_mask:
+                raise
+            return {}
+
+    def _masks(self, infos: Mapping[str, Any]) -> dict[str, np.ndarray]:
         masks = {name: np.array(infos[name]) for name in ("action_mask", "agent_mask") if name in infos}
         for name, mask in list(masks.items()):
             if np.shape(mask)[:1] != (self.num_envs,):
@@ -364,7 +396,7 @@ class GuestBatch(VectorWrapper):
 
     def _blame(self, call: str, error: Exception, expected: str) -> ValueError:
         return ValueError(
-            f"{call} of {self.env} raised {type(error).__name__}: {error}. Expected {expected}, each of "
+            f"{call} of {self.env} raised {type(error).__name__}: {reason(error)}. Expected {expected}, each of "
             f"{self.num_envs} rows."
         )
 

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import multiprocessing
 import os
 import signal
 import sys
@@ -65,11 +64,11 @@ def make_vec(
                 sys.path.append(os.getcwd())
             importlib.import_module(module)
         spec = gym.spec(name)
+        creator = _creator(spec.vector_entry_point or spec.entry_point)
     except Exception as error:  # of its module too
         raise ValueError(
             f"--env-id {env_id}: {error} ({type(error).__name__}). Ids of this repository begin with Masked/."
         ) from error
-    creator = _creator(spec.vector_entry_point or spec.entry_point)
     _refuse_kinds(env_id, creator, kwargs)
     try:
         if not learns and hasattr(creator, "multiple"):
@@ -77,8 +76,10 @@ def make_vec(
             num_envs = -(-num_envs // multiple) * multiple
         env = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs) if spec.vector_entry_point else None
         if env is None or (spec.entry_point and env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP):
-            vectorise = AsyncGuests if async_envs else SyncVectorEnv
-            makers = [partial(_make_guest, env_id, kwargs, index, require_mask, layout) for index in range(num_envs)]
+            if env is not None:
+                env.close()
+            vectorise, here = AsyncGuests if async_envs else SyncVectorEnv, os.getpid()
+            makers = [partial(_make_guest, env_id, kwargs, i, require_mask, layout, here) for i in range(num_envs)]
             env = vectorise(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         elif async_envs:
             raise ValueError(
@@ -99,7 +100,8 @@ def make_vec(
 
 def _refuse_kinds(env_id: str, creator: Callable, kwargs: dict[str, Any]) -> None:
     """Numbers that are not whole, and flags that are neither True nor False, as arguments of our own worlds."""
-    for name, parameter in inspect.signature(creator).parameters.items() if "envs." in creator.__module__ else ():
+    ours = creator.__module__.startswith("envs.")
+    for name, parameter in inspect.signature(creator).parameters.items() if ours else ():
         kinds = get_args(parameter.annotation) or (parameter.annotation,)
         words = "a whole number" if int in kinds else "True or False" if bool in kinds else ""
         if words and name in kwargs and type(kwargs[name]) not in kinds:
@@ -110,8 +112,8 @@ def _creator(entry_point: str | Callable) -> Callable:
     return entry_point if callable(entry_point) else load_env_creator(entry_point)
 
 
-def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str) -> Guest:
-    if multiprocessing.parent_process():  # a worker: Ctrl-C is the training's, which saves and ends all of them
+def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str, main: int) -> Guest:
+    if os.getpid() != main:  # a worker's process: Ctrl-C is the training's, which saves and ends all of them
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     env = gym.make(env_id, **kwargs)
     takes = inspect.signature(env.unwrapped.reset).parameters.values()

@@ -21,13 +21,15 @@ def flatten_observations(space: gym.Space, obs: Any, num_envs: int, dtype: type 
 
     Raises:
         ValueError: a value outside of its Discrete, MultiDiscrete or MultiBinary space, with the environment's index;
-            a space without a flat form.
+            a space without a flat form; a Box of another shape.
 
     >>> space = spaces.Dict({"cell": spaces.Discrete(3), "speed": spaces.Box(0, 1, (2,))})
     >>> flatten_observations(space, {"cell": np.array([2]), "speed": np.array([[0.5, 1.0]])}, num_envs=1)
     array([[0. , 0. , 1. , 0.5, 1. ]], dtype=float32)
     """
     if isinstance(space, spaces.Box):
+        if np.shape(obs) != (num_envs, *space.shape):
+            raise ValueError(f"Observations have the shape {np.shape(obs)}; expected {num_envs} rows of {space}.")
         return np.asarray(obs, dtype).reshape(num_envs, -1)
     if isinstance(space, spaces.MultiBinary):
         bits = np.asarray(obs, np.float32).reshape(num_envs, -1)

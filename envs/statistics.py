@@ -58,9 +58,10 @@ class Statistics:
     def average(self, mean: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> None:
         """Make them the same on all ranks: the moments' means over them."""
         for x in self._kept().values():
-            moments = tuple(torch.as_tensor(m, dtype=torch.float64) for m in (x.mean, x.var + x.mean**2, x.count))
-            x.mean, second, count = (m.numpy() for m in mean(moments))
-            x.var, x.count = second - x.mean**2, float(count)
+            moments = (torch.as_tensor(m, dtype=torch.float64) for m in (x.mean, x.count))
+            center, count = (m.numpy() for m in mean(tuple(moments)))
+            (var,) = mean((torch.as_tensor(x.var + (x.mean - center) ** 2),))  # squares around 0 would lose digits
+            x.mean, x.var, x.count = center, var.numpy(), float(count)
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, variance and count of each, as tensors."""

@@ -3,15 +3,17 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from envs.base import BatchedEnv
+from envs.constraints import VectorMaskFunction
 from envs.foreign import KNOWN, AsyncGuests, Guest, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, check_uses, grid_nvec, illegal_actions
 from envs.observations import (
@@ -31,7 +33,7 @@ HOW_TO_GIVE_A_MASK = (
 )
 POINTS = "points_"  # so begin the names of points against a kind of opponent, NaN in games against another
 BY_OTHER = "by_other"  # True where a seat was played by somebody else: the episode does not count
-# State beside that of the environments.
+# State beside that of the environments; what legal choices in further fields depend on comes too.
 KEPT = ("episode_returns", "episode_lengths", "discounted", "last_obs", "last_mask")
 
 
@@ -95,7 +97,13 @@ class UniformVectorEnv(VectorWrapper):
                 f"the id an entry_point so that Gymnasium's vector environments can be used."
             )
         of_guests = isinstance(env, AsyncGuests) or (isinstance(env, SyncVectorEnv) and isinstance(env.envs[0], Guest))
-        super().__init__(env if of_guests or isinstance(env.unwrapped, BatchedEnv) else GuestBatch(env))
+        if isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv) and not of_guests:
+            raise ValueError(
+                f"{env} holds environments as they are, whose last observations the next episode may overwrite. "
+                f"Register the environment itself, with an entry_point: the scripts make as many as they need."
+            )
+        ours = isinstance(env.unwrapped, BatchedEnv)
+        super().__init__(env if ours or of_guests else GuestBatch(env, require_mask))
         self.require_mask, self.layout, self.raw_space = require_mask, layout, env.single_observation_space
         self.presence_column = presence_column
         given = env.single_action_space
@@ -135,11 +143,12 @@ class UniformVectorEnv(VectorWrapper):
         self.episode_returns, self.episode_lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self.discounted = np.zeros(env.num_envs)  # rewards of each running episode
         self.ended: defaultdict[str, list[float]] = defaultdict(list)  # figures of the episodes that ended
+        self.tells_success = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments; from one seed each of a guest's gets its own, which no other seed's share."""
         if seed is not None and isinstance(self.env, SyncVectorEnv | AsyncGuests):
-            seed = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+            seed = (np.random.SeedSequence(seed).generate_state(self.num_envs) >> 1).tolist()  # some take 31 bits
         obs, infos = self.env.reset(seed=seed, options=options)
         self.episode_returns[:], self.episode_lengths[:], self.discounted[:] = 0.0, 0, 0.0
         if self.previous is not None:
@@ -214,12 +223,17 @@ class UniformVectorEnv(VectorWrapper):
         """All state, running episodes and what was last seen included; None if the environments cannot be saved."""
         if not all(hasattr(self.env.unwrapped, name) for name in ("get_state", "set_state")):
             return None
-        return {name: getattr(self, name).copy() for name in KEPT} | {"env": self.env.unwrapped.get_state()}
+        kept = {name: getattr(self, name).copy() for name in KEPT} | {"env": self.env.unwrapped.get_state()}
+        seen = deepcopy(self.env.seen) if isinstance(self.env, VectorMaskFunction) else None
+        return kept | {"joint": deepcopy(self.joint), "seen": seen}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` gave."""
         for name in KEPT:
             setattr(self, name, state[name])
+        self.joint = state["joint"]
+        if isinstance(self.env, VectorMaskFunction):
+            self.env.seen = state["seen"]
         self.env.unwrapped.set_state(state["env"])
 
     def _finished(self, given: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
@@ -237,7 +251,10 @@ class UniformVectorEnv(VectorWrapper):
             final_info[name] = np.where(unknown, np.nan, values) if unknown.any() else values
         counted = ended & ~given["final_info"].get(BY_OTHER, np.zeros_like(ended))
         figures = {"episodic_return": episode["r"], "episodic_length": episode["l"]}
-        figures |= {k: v for k, v in final_info.items() if k == "success" or k.startswith(POINTS)}
+        figures |= {k: v for k, v in final_info.items() if k.startswith(POINTS)}
+        self.tells_success |= "success" in final_info
+        if self.tells_success:  # some say so only of what succeeds
+            figures["success"] = np.nan_to_num(final_info.get("success", np.zeros(self.num_envs)))
         for name, values in figures.items():
             if known := values[counted & ~np.isnan(values)].tolist():
                 self.ended[name].extend(known)
@@ -253,7 +270,12 @@ class UniformVectorEnv(VectorWrapper):
     def _field_mask(self, chosen: np.ndarray) -> np.ndarray:
         k, rows = chosen.shape[1], np.arange(self.num_envs)
         if self.joint is None:
-            mask = np.asarray(self.field_masks(chosen))
+            try:
+                mask = np.asarray(self.field_masks(chosen))
+            except ValueError:
+                if self.require_mask:
+                    raise
+                mask = np.ones((self.num_envs, self.nvec[k]), np.int8)
         else:
             mask = self.joint[rows, *chosen.T]  # (N, A_k, ..., A_K)
             mask = mask.any(tuple(range(2, mask.ndim)))
@@ -271,7 +293,7 @@ class UniformVectorEnv(VectorWrapper):
         self.joint = None
         if len(self.nvec) > 1 and np.shape(infos.get("action_mask"))[1:] == tuple(self.nvec):
             infos = infos | {"action_mask": self._marginals(infos)}
-        if not self.dependent and self.field_mask is not None:
+        if self.require_mask and not self.dependent and self.field_mask is not None:
             raise ValueError(
                 "Which choices are legal depends on those in the fields before: ppo_action_mask.py chooses field by "
                 "field, this script does not."

@@ -22,6 +22,8 @@ SOURCES = ("resume", "eval_only", "init_from")  # flags that name a checkpoint
 # Flags that say how to run, not what is trained: they may be given with a checkpoint. --resume goes on with the rest.
 RUNTIME_FLAGS = {"resume", "eval_only", "device", "eval_episodes", "eval_max_steps", "eval_mask_drop"}
 RUNTIME_FLAGS |= {"capture_video", "checkpoint_every", "track"}
+# These are the checkpoint's, where they are not given.
+FREE_FLAGS = RUNTIME_FLAGS | {"num_threads", "compile", "async_envs", "wandb_project_name"}
 # The part of an observation's shape that an agent is bound to: in a new run, it reads sets and maps of any size.
 BOUND = {"flat": slice(None), "entities": slice(1, None), "grid": slice(1)}
 FORMAT = 3  # of the file; raised when its meaning changes
@@ -64,7 +66,8 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
     Returns:
         The checkpoint, the flags, and the file's path, which is also the flag's now. A new run has its own flags; else
         they are those of the checkpoint, but for flags that it does not know, RUNTIME_FLAGS (on resume only those that
-        were given, and `device`), and where they were given `total_timesteps` on resume, `env_kwargs` in evaluation.
+        were given, and `device`), and where they were given FREE_FLAGS, `total_timesteps` on resume, `env_kwargs` in
+        evaluation.
 
     Raises:
         ValueError: several paths or an empty one, no such file, not a whole one, one of another script or version,
@@ -97,7 +100,7 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
     for one in flags.keys() ^ saved.keys():
         counts = f"does not know {flag(one)}: {flags[one]} counts" if one in flags else f"knows {flag(one)}: ignored"
         say(f"{given} {counts}, for this {script}.py has other flags.")
-    own = {"total_timesteps", *RUNTIME_FLAGS} if args.resume else {"env_kwargs"}
+    own = FREE_FLAGS | {"total_timesteps" if args.resume else "env_kwargs"}
     free = (args.given & own) | ({"resume", "eval_only", "device"} if args.resume else RUNTIME_FLAGS)
     bound = {key: value for key, value in saved.items() if key in flags.keys() - free}
     for key in args.given & bound.keys():

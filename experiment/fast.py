@@ -99,41 +99,46 @@ class OnHost:
 
     NumPy computes it with one of the module's own networks, if one is a plain MLP (`in_numpy`) and agrees on the
     observations at hand and on random ones. Whatever else stands between observation and result, a scale, a trunk, a
-    normalization that changes with time, makes them differ; then torch computes it, from the next comparison on. They
-    are compared at the first call and after every COMPARE_EVERY.
+    mask that the network reads, a normalization that changes with time, makes them differ; then torch computes it, from
+    the next comparison on. They are compared at the first call and after every COMPARE_EVERY, where the result is not
+    masked.
 
     Args:
-        function: maps a float32 tensor (N, D) to the result.
+        function: maps a float32 tensor (N, D), and a mask (N, A) bool if one is given, to the result (N, A), whose
+            masked entries are the lowest number.
         module: which holds the networks.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], module: nn.Module):
+    def __init__(self, function: Callable[..., Tensor], module: nn.Module):
         self.function, self.module, self.calls = function, module, 0
         self.device = next(module.parameters()).device
         self.networks: list[Callable] | None = None  # those that agreed so far
         if self.device.type == "cpu":
             self.networks = [form for form in map(in_numpy, module.children()) if form]
 
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
+    def __call__(self, obs: np.ndarray, *mask: np.ndarray) -> np.ndarray:
         if self.networks is not None and self.calls % COMPARE_EVERY == 0:
-            self.networks = [network for network in self.networks if self._agrees(network, obs)] or None
+            self.networks = [network for network in self.networks if self._agrees(network, obs, *mask)] or None
             if not self.networks:
                 say(f"{type(self.module).__name__} acts in torch, for none of its MLPs alone gives the same in NumPy.")
         self.calls += 1
-        return self.networks[0](obs) if self.networks else self._in_torch(obs)
+        return self.networks[0](obs) if self.networks else self._in_torch(obs, *mask)
 
-    def _in_torch(self, obs: np.ndarray) -> np.ndarray:
+    def _in_torch(self, *inputs: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return self.function(torch.from_numpy(obs).to(self.device)).cpu().numpy()
+            return self.function(*(torch.from_numpy(x).to(self.device) for x in inputs)).cpu().numpy()
 
-    def _agrees(self, network: Callable, obs: np.ndarray) -> bool:
+    def _agrees(self, network: Callable, obs: np.ndarray, *mask: np.ndarray) -> bool:
         noise = np.random.default_rng(0).standard_normal((8, obs.shape[1]), np.float32)
         obs = np.concatenate([obs[:8], noise, 100 * noise])  # a few: with many rows it would cost more than it saves
-        expected = self._in_torch(obs)
+        expected = self._in_torch(obs, *(np.resize(x[:8], (len(obs), x.shape[1])) for x in mask))
         try:
-            return np.abs(network(obs) - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
-        except ValueError:  # it takes or gives another number of columns
+            found = network(obs)
+        except ValueError:  # it takes another number of columns
             return False
+        shown = expected > np.finfo(np.float32).min / 4
+        near = 1e-5 * max(1.0, np.abs(expected[shown]).max())
+        return found.shape == expected.shape and np.abs(found - expected)[shown].max() <= near
 
 
 def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[..., np.ndarray]:
@@ -149,15 +154,15 @@ def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[
     """
     within = np.arange(nvec.max()) < nvec[:, None]  # (K, A): the choices of each field, padded to the largest
 
-    def policy_logits(obs: Tensor) -> Tensor:
-        free = torch.ones(len(obs), int(nvec.sum()), dtype=torch.bool, device=obs.device)
-        logits = agent(obs, free)[0].logits
+    def policy_logits(obs: Tensor, mask: Tensor) -> Tensor:
+        logits = agent(obs, mask)[0].logits
         return logits if len(nvec) == 1 else logits[:, torch.from_numpy(within).to(obs.device)]
 
     logits = OnHost(policy_logits, agent)
 
     def act(obs: np.ndarray, mask: np.ndarray, field_mask: Callable | None = None, greedy: bool = False) -> np.ndarray:
-        scores = logits(obs)
+        # Where fields depend on each other, the mask of those after the first is known when they are chosen only.
+        scores = logits(obs, np.ones(mask.shape, bool) if field_mask else mask.astype(bool))
         if not greedy:  # Gumbel noise, of which none is infinite, and before the mask: see CategoricalMasked.sample
             scores = scores - np.log(rng.standard_exponential(scores.shape, np.float32) + 1e-37)
         return choose(scores, mask, nvec, field_mask)

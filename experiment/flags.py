@@ -121,7 +121,7 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU"""
     torch_deterministic: bool = True
-    """use deterministic kernels only"""
+    """use deterministic kernels wherever CUDA has them; CPUs are deterministic anyway"""
     compile: bool = False
     """compile gradient, clipping and Adam: 10 to 40 s at the start (3 s from the cache), faster updates after"""
     num_threads: Count = 1

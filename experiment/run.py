@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ class Run:
         self.generator = torch.Generator(self.device).manual_seed(self.seed)
         self.rng = np.random.default_rng(self.seed)
         if self.world_size > 1:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+            patience = timedelta(days=7)  # for rank 0, which evaluates alone; who dies ends all of them anyway
+            dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=patience)
 
     def make_envs(self, num_envs: int, **layout: Any) -> UniformVectorEnv:
         """This rank's environments; `layout` as for `make_vec`, here and in evaluation and pictures."""

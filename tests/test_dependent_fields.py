@@ -262,6 +262,7 @@ def test_other_scripts_refuse_fields_that_depend_on_each_other():
 def test_dead_ends_and_joint_masks_that_cannot_be_meant_are_named():
     envs = make_vec("Test/Locks-v0", 2, {"way": "method"}, dependent=True)
     envs.reset(seed=0)
+    envs.env.envs[0].unwrapped.tables[:] = 1
     envs.env.envs[1].unwrapped.tables[:, 0] = 0
     with pytest.raises(ValueError, match="Environment 1: the action mask leaves no legal action|after the choices"):
         envs.field_mask(np.array([[1], [0]]))

@@ -409,7 +409,8 @@ def test_a_batch_is_the_same_as_single_environments(monkeypatch):
             if truncated:
                 ends += 1
                 np.testing.assert_array_equal(single_obs, infos["final_obs"][row])
-                for key in ("action_mask", "agent_mask", "returned", "gathered", "workers", "lost", "available"):
+                counts = ("returned", "gathered", "workers", "workers_lost", "available")
+                for key in ("action_mask", "agent_mask", *counts):
                     np.testing.assert_array_equal(info[key], infos["final_info"][key][row])
                 single_obs, info = single.reset()
             outs.append((single_obs, info))

@@ -1,5 +1,7 @@
 """Running statistics: the numbers that Gymnasium's wrappers give, frozen in evaluation, equal on all ranks."""
 
+import threading
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -77,17 +79,33 @@ def test_a_state_that_is_restored_gives_the_same_numbers():
         np.testing.assert_array_equal(mine, other)
 
 
-def test_ranks_get_the_moments_of_all():
+@pytest.mark.parametrize("center, deviation", [(3, 2), (1.7e9, 1), (1e8, 0.5)])
+def test_ranks_get_the_moments_of_all(center, deviation):
     parts = [Statistics(True, False, 0.9) for _ in range(2)]
-    rows = np.random.default_rng(0).normal(3, 2, (2, 50, 4))
+    rows = np.random.default_rng(0).normal(center, deviation, (2, 50, 4))
     for part, seen in zip(parts, rows, strict=True):
         part.scale_observations(seen, "flat", learn=True)
-    moments = []
+    meeting, given = threading.Barrier(2, timeout=10), {}
+
+    def average(rank):
+        def mean(tensors):
+            given[rank] = tensors
+            meeting.wait()
+            means = tuple(torch.stack(pair).mean(0) for pair in zip(given[0], given[1], strict=True))
+            meeting.wait()
+            return means
+
+        parts[rank].average(mean)
+
+    ranks = [threading.Thread(target=average, args=(rank,)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
     for part in parts:
-        part.average(lambda x: moments.append(x) or x)
-    parts[0].average(lambda _: tuple(torch.stack(m).mean(0) for m in zip(*moments, strict=True)))
-    np.testing.assert_allclose(parts[0].obs.mean, rows.reshape(100, 4).mean(0))
-    np.testing.assert_allclose(parts[0].obs.var, rows.reshape(100, 4).var(0))
+        np.testing.assert_allclose(part.obs.mean, rows.reshape(100, 4).mean(0))
+        np.testing.assert_allclose(part.obs.var, rows.reshape(100, 4).var(0), rtol=1e-5)
+        assert part.obs.count == 50
 
 
 def test_sets_are_scaled_by_what_is_there_and_maps_plane_by_plane():

@@ -84,7 +84,7 @@ class Harvest(BatchedEnv):
 
     ## Episode End
     Truncation after `max_episode_steps`; no termination. `final_info` has `returned` and `gathered` (units), `workers`
-    (in the field at the end), `lost` (workers) and `available` (units at the start, at least the return).
+    (in the field at the end), `workers_lost` and `available` (units at the start, at least the return).
 
     ## Action Mask
     Two masks, laid out like the grid: `agent_mask` (N, H, W) int8 is 1 where there is a worker, `action_mask`
@@ -299,7 +299,8 @@ class Harvest(BatchedEnv):
 
     def _final_info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         workers = (self.kinds[rows] >= Kind.WORKER).sum(axis=(1, 2))
-        counts = {name: getattr(self, name)[rows] for name in ("returned", "gathered", "lost", "available")}
+        counts = {name: getattr(self, name)[rows] for name in ("returned", "gathered", "available")}
+        counts["workers_lost"] = self.lost[rows]
         return {"workers": workers, **counts}
 
     def _headline(self, row: int) -> str:

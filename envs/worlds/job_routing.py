@@ -112,6 +112,8 @@ class JobRouting(BatchedEnv):
         self.num_up = num_machines // 2 if num_up is None else num_up
         if not 1 <= self.num_up <= num_machines:
             raise ValueError(f"num_up must be 1 to num_machines={num_machines}, got {num_up}.")
+        if fleet_seed < 0:
+            raise ValueError(f"fleet_seed must be at least 0, got {fleet_seed}.")
         if num_jobs < 1:
             raise ValueError(f"num_jobs must be at least 1, got {num_jobs}.")
         self.num_machines, self.num_jobs = num_machines, num_jobs

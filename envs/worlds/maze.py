@@ -12,6 +12,7 @@ from envs.worlds.drawing import ACCENT, GOLD, GRID, INK, LEGAL, PAPER, canvas, c
 Move = IntEnum("Move", ["UP", "DOWN", "LEFT", "RIGHT"], start=0)
 
 WALL, FREE, GOAL = 1, 0, -1  # what the map holds: cells up to FREE may be entered
+MAX_SIZE = 128  # the search for ways keeps a bit of each cell for each step
 VIEW, TRAIL = 4, 2  # how far the agent sees walls, and its own trail: windows of 9 x 9 and 5 x 5 cells
 VISIT = 0.25  # what one visit adds to the trail
 STEP_COST = 1 / 64  # a binary fraction, so that sums of rewards are exact
@@ -63,7 +64,7 @@ class Maze(BatchedEnv):
     ## Arguments
     Args:
         num_envs: N, environments in the batch.
-        size: cells along one side, at least 2.
+        size: cells along one side, 2 to 128.
         density: the probability that a cell is a wall, 0 to 0.5.
         max_episode_steps: steps until truncation; default 4 * size.
         trail: whether the observation holds the trail.
@@ -98,8 +99,8 @@ class Maze(BatchedEnv):
         trail: bool = True,
         render_mode: str | None = None,
     ):
-        if size < 2:
-            raise ValueError(f"size must be at least 2, got {size}.")
+        if not 2 <= size <= MAX_SIZE:
+            raise ValueError(f"size must be 2 to {MAX_SIZE}, got {size}.")
         if not 0 <= density <= 0.5:
             raise ValueError(f"density must be in [0, 0.5], got {density}.")
         limit = 4 * size if max_episode_steps is None else max_episode_steps

@@ -1,7 +1,8 @@
 """PettingZoo's games by turns, with a row of the batch for each seat."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.base import BatchedEnv
+from envs.foreign import admit, reason
+from envs.masks import check_action_mask
 
 
 class PettingZoo(BatchedEnv):
@@ -100,7 +103,8 @@ class PettingZoo(BatchedEnv):
         self.totals[rows] = 0
         games = np.unique(rows // len(self.seats))
         for index, draw in zip(games, self._uniform(games), strict=True):
-            self.games[index].reset(seed=int(draw * 2**31))
+            with _blaming(index * len(self.seats), "reset()"):
+                self.games[index].reset(seed=int(draw * 2**31))
             self._look(index)
 
     def _advance(self, actions: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +114,8 @@ class PettingZoo(BatchedEnv):
             row = start + self.seats.index(game.agent_selection)
             action = int(actions[row])
             if action != self.passing and self.masks[row, action]:
-                self._play(game, action + self.first_action, rewards[start : start + len(self.seats)])
+                with _blaming(row, f"step({action + self.first_action})"):
+                    self._play(game, action + self.first_action, rewards[start : start + len(self.seats)])
                 over[start : start + len(self.seats)] = not game.agents
                 self._look(index)
         self.totals += rewards
@@ -130,16 +135,19 @@ class PettingZoo(BatchedEnv):
         self.masks[rows, self.passing] = 1
         if game.agents:
             row = start + self.seats.index(game.agent_selection)
-            self.masks[row, : self.passing] = game.observe(game.agent_selection)["action_mask"]
+            with _blaming(row, "observe()"):
+                mask = np.array([game.observe(game.agent_selection)["action_mask"]])
+            self.masks[row, : self.passing] = check_action_mask(mask, np.array([self.passing]), first_env=row)
             self.masks[row, self.passing] = 0
 
     def _observe(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         seen = []
         for row in rows:
             game, seat = self.games[row // len(self.seats)], self.seats[row % len(self.seats)]
-            seen.append(game.observe(seat)["observation"])
-        space = self.single_observation_space["observation"]
-        return {"observation": np.array(seen, space.dtype), "turn": 1 - self.masks[rows, -1:]}
+            with _blaming(row, "observe()"):
+                given = game.observe(seat)["observation"]
+            seen.append(admit(self.single_observation_space["observation"], given, row))
+        return {"observation": np.array(seen), "turn": 1 - self.masks[rows, -1:]}
 
     def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"action_mask": self.masks[rows].copy()}
@@ -155,6 +163,16 @@ class PettingZoo(BatchedEnv):
         """Close all games."""
         for game in self.games:
             game.close()
+
+
+@contextmanager
+def _blaming(row: int, call: str) -> Iterator[None]:
+    """Name the environment whose game failed in this call (ValueError)."""
+    try:
+        yield
+    except Exception as error:
+        what = f"Environment {row}: {call} of its game raised {type(error).__name__}: {reason(error)}"
+        raise ValueError(f"{what}. Expected what PettingZoo's AEC games do.") from error
 
 
 def _load(game: str) -> Callable[..., Any]:
