@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from envs import BatchedEnv, register_batched
 from envs.constraints import In, Mask, MaskFunction, next_mask
 from envs.episodes import evaluate
 from envs.make import make_vec
@@ -304,3 +305,58 @@ def test_stricter_masks_are_stricter_where_fields_depend_on_each_other():
         scores.append(evaluate(play, envs, episodes=32, max_steps=100, drop=drop))
     assert scores[0]["illegal_rate"] == scores[1]["illegal_rate"] == 0
     assert scores[0]["episodic_return"] != scores[1]["episodic_return"]
+
+
+class Dials(BatchedEnv):
+    """Two dials; which pairs may be set is another joint mask in each of seven states, drawn at random."""
+
+    state_arrays = ("state",)
+
+    def __init__(self, num_envs, render_mode=None):
+        super().__init__(num_envs, spaces.Discrete(7), spaces.MultiDiscrete([3, 4]), 50, render_mode)
+        self.tables = np.stack([table((3, 4), seed)[0] for seed in range(7)])
+        self.state = np.zeros(num_envs, np.int64)
+
+    def _reset_rows(self, rows):
+        self.state[rows] = (self._uniform(rows) * 7).astype(int)
+
+    def _advance(self, actions):
+        self.state[:] = (self._uniform(self._rows) * 7).astype(int)
+        return np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+
+    def _observe(self, rows):
+        return self.state[rows].copy()
+
+    def _info(self, rows):
+        return {"action_mask": self.tables[self.state[rows]]}
+
+
+register_batched("Test/Dials-v0", Dials)
+
+
+def legal_by_field(envs):
+    """The first field's mask, and that of the second after each environment's first legal choice."""
+    first = envs.field_mask(np.zeros((envs.num_envs, 0), int))
+    return first.tolist(), envs.field_mask(first.argmax(1)[:, None]).tolist()
+
+
+@pytest.mark.parametrize("env_id, kwargs", [("Test/Dials-v0", {}), ("Masked/BinPlacement-v0", {"dependent": True})])
+def test_a_state_that_is_restored_has_its_own_masks_of_later_fields(env_id, kwargs):
+    envs, others = (make_vec(env_id, 6, kwargs, dependent=True) for _ in range(2))
+    envs.reset(seed=0), others.reset(seed=1)
+    for _ in range(3):
+        actions = choose(np.zeros((6, envs.nvec.sum())), envs.last_mask, envs.nvec, envs.field_mask)
+        envs.step(actions)
+    state, expected = envs.get_state(), legal_by_field(envs)
+    assert legal_by_field(others) != expected
+    others.set_state(state)
+    assert legal_by_field(others) == expected
+
+
+def test_a_single_environment_that_is_restored_has_its_own_masks_of_later_fields():
+    one, other = (gym.make("Masked/BinPlacement-v0", dependent=True) for _ in range(2))
+    one.reset(seed=0), other.reset(seed=1)
+    other.unwrapped.set_state(one.unwrapped.get_state())
+    for way in range(one.action_space.nvec[0]):
+        if one.unwrapped.field_mask(())[way]:
+            assert one.unwrapped.field_mask((way,)).tolist() == other.unwrapped.field_mask((way,)).tolist()

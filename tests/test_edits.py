@@ -109,13 +109,23 @@ class Normalized(ppo.Agent):
         return super().forward(self.scale * obs, mask)
 
 
+class ReadsMask(ppo.Agent):
+    """The network sees what is legal."""
+
+    def __init__(self, obs_dim, nvec, hidden_dim):
+        super().__init__(obs_dim + sum(nvec), nvec, hidden_dim)
+
+    def forward(self, obs, mask):
+        return super().forward(torch.cat([obs, mask.float()], dim=1), mask)
+
+
 def frequencies(act, obs, calls):
     mask = np.ones((len(obs), 4), bool)
     mask[:, 3] = False
     return np.mean([np.bincount(act(obs, mask), minlength=4) / len(obs) for _ in range(calls)], axis=0)
 
 
-@pytest.mark.parametrize("agent_class", [ppo.Agent, Rescaled, Warmer, Normalized])
+@pytest.mark.parametrize("agent_class", [ppo.Agent, Rescaled, Warmer, Normalized, ReadsMask])
 def test_a_line_that_is_added_counts_when_acting(agent_class, capsys):
     """Frequencies of 100,000 draws within 0.01, where those of the unedited network would be off by more."""
     torch.manual_seed(0)
@@ -133,7 +143,9 @@ def test_a_line_that_is_added_counts_when_acting(agent_class, capsys):
     mask = torch.tensor([[True, True, True, False]])
     with torch.no_grad():
         right = agent(torch.from_numpy(obs[:1]), mask)[0].probs[0].numpy()
-        plain = torch.where(mask[0], agent.actor(torch.from_numpy(obs[0])), -torch.inf).softmax(-1).numpy()
+        plain = torch.from_numpy(obs[0])
+        plain = torch.cat([plain, torch.ones(4)]) if agent_class is ReadsMask else plain  # as if all were legal
+        plain = torch.where(mask[0], agent.actor(plain), -torch.inf).softmax(-1).numpy()
     assert agent_class is ppo.Agent or np.abs(right - plain).max() > 0.05
     np.testing.assert_allclose(frequencies(act, obs, 10), right, atol=0.01)
     assert ("acts in torch" in capsys.readouterr().err) == (agent_class is not ppo.Agent)
@@ -156,3 +168,14 @@ def test_another_activation_acts_in_torch():
     agent.actor[1] = nn.ELU()
     act = sampler(agent, np.array([4]), np.random.default_rng(0))
     assert set(act(np.zeros((50, 3), np.float32), np.array([[True, False, True, False]] * 50))) == {0, 2}
+
+
+def test_a_network_of_another_width_is_never_taken_for_the_policy():
+    """Both last layers are 0 at first, and one column of zeros is near four."""
+    agent = ppo.Agent(3, (4,), 8)
+    agent._modules = {name: agent._modules[name] for name in ("critic", "actor")}
+    for network in (agent.actor, agent.critic):
+        nn.init.zeros_(network[-1].weight)
+    act = sampler(agent, np.array([4]), np.random.default_rng(0))
+    drawn = act(np.zeros((400, 3), np.float32), np.ones((400, 4), bool))
+    assert np.bincount(drawn, minlength=4).min() > 50

@@ -1,5 +1,6 @@
 """Environments that others wrote: never written to, copied, asked when somebody acts, and named when they are wrong."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from envs.episodes import evaluate
 from envs.foreign import AsyncGuests, admit
 from envs.make import make_vec
 
@@ -225,6 +227,9 @@ class Crooked(Batch):
             infos["action_mask"] = np.ones(3, np.int8)
         if kind == "flag":
             infos["_action_mask"] = {"float": np.ones(2), "short": np.ones(1, bool)}[what]
+        if kind == "last":
+            ended, infos["final_info"] = ended | True, {}
+            infos["final_obs"] = {"short": obs[:1], "wide": np.zeros((2, 3)), "none": None}[what]
         if kind == "final":
             ended, infos["final_obs"] = ended | True, obs.copy()
             infos["final_info"] = None if what == "none" else {"success": 1.0, "_success": ended}
@@ -257,6 +262,9 @@ gym.register("Test/Shown-v0", vector_entry_point=Shown)
     ("flag short", r"hold _action_mask of shape \(1,\) and type bool; expected \(2,\) bool"),
     ("final none", "expected final_obs and final_info"),
     ("final scalar", r"final_info of .* holds success of shape \(\) .*; expected \(2,\)"),
+    ("last short", r"has as final_obs a ndarray of shape \(1, 1\); expected 2 rows of Box"),
+    ("last wide", r"has as final_obs a ndarray of shape \(2, 3\); expected 2 rows of Box"),
+    ("last none", "has as final_obs a NoneType of shape .*; expected 2 rows of Box"),
     ("ended", "step.. of .* raised TypeError: terminations and truncations are numbers. Expected obs, reward"),
 ])  # fmt: skip
 def test_what_a_vector_environment_does_wrong_is_one_sentence(fault, words):
@@ -749,3 +757,106 @@ def test_a_module_in_the_working_folder_is_found(tmp_path, monkeypatch):
         make_vec("my_broken_world:Mine-v0", 1)
     envs = make_vec("my_world_of_one_door:Mine-v0", 1)
     assert envs.reset(seed=0)[1]["action_mask"].tolist() == [[0, 1]]
+
+
+class Sometimes(Doors):
+    """Every other episode says that it succeeded; the others say nothing."""
+
+    episodes = 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if terminated:
+            Sometimes.episodes += 1
+        info = dict(info) | ({"success": True} if terminated and Sometimes.episodes % 2 else {})
+        return obs, reward, terminated, truncated, info
+
+
+class SometimesBatch(Batch):
+    """The same as a batch: the first row succeeds, of the second nothing is said."""
+
+    def __init__(self, num_envs=2, word=None):
+        super().__init__()
+        self.word = word
+
+    def step(self, actions):
+        obs, rewards, ended, cut, infos = super().step(actions)
+        if "final_info" in infos:
+            infos["final_info"] = {"success": np.array([1.0, 5.0]), "_success": np.array([True, False])}
+            if self.word:
+                infos["final_info"]["success"] = self.word
+        return obs, rewards, ended, cut, infos
+
+
+gym.register("Test/Sometimes-v0", Sometimes, disable_env_checker=True)
+gym.register("Test/SometimesBatch-v0", vector_entry_point=SometimesBatch)
+
+
+def first_legal(obs, mask, *_):
+    return mask.argmax(1)
+
+
+@pytest.mark.parametrize("env_id", ["Test/Sometimes-v0", "Test/SometimesBatch-v0"])
+def test_an_episode_of_which_success_is_not_told_is_none(env_id):
+    envs = make_vec(env_id, 2)
+    scores = evaluate(first_legal, envs, 8, 100)
+    assert scores["success"] == scores["win_rate"] == 0.5
+    assert np.mean(envs.ended["success"]) == 0.5
+
+
+def test_a_word_for_success_is_left_out_with_a_line():
+    with pytest.warns(UserWarning, match="holds success 'yes', no number; left out"):
+        scores = evaluate(first_legal, make_vec("Test/SometimesBatch-v0", 2, {"word": "yes"}), 2, 100)
+    assert "success" not in scores and scores["win_rate"] == 1
+
+
+def test_who_is_cut_has_not_won():
+    scores = evaluate(first_legal, make_vec("Test/Doors-v0", 2), 4, max_steps=3)
+    assert scores["win_rate"] == 0 and scores["cut"] == 1 and scores["episodic_return"] == 3
+
+
+@pytest.mark.parametrize("fault", ["mask", "flag short", "flag float"])
+def test_without_masks_those_of_a_vector_environment_stop_nobody(fault):
+    envs = make_vec("Test/Crooked-v0", 2, {"fault": fault}, require_mask=False)
+    envs.reset(seed=0)
+    assert envs.step(np.zeros(2, int))[-1]["action_mask"].tolist() == [[1, 1, 1]] * 2
+
+
+def test_without_masks_fields_that_depend_on_each_other_stop_nobody():
+    envs = make_vec("Test/Second-v0", 2, require_mask=False)
+    envs.reset(seed=0)
+    assert envs.path_mask(np.zeros((2, 2), int)).tolist() == [[1] * 5] * 2
+
+
+def test_seeds_of_guests_have_31_bits():
+    class Seeds(Doors):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(np.int32(seed))  # OverflowError beyond
+            return super().reset(seed=seed)
+
+    seeds = []
+    gym.register("Test/Seeds-v0", Seeds, disable_env_checker=True)
+    make_vec("Test/Seeds-v0", 64).reset(seed=3)
+    assert len(set(seeds)) == 64
+
+
+def in_a_process():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    make_vec("Test/Doors-v0", 2)
+    os._exit(int(signal.getsignal(signal.SIGINT) is not signal.default_int_handler))
+
+
+def test_a_training_in_a_process_of_its_own_keeps_ctrl_c():
+    process = multiprocessing.get_context("fork").Process(target=in_a_process)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
+
+
+def test_arguments_of_a_module_whose_name_holds_envs_are_its_own(monkeypatch):
+    def room(sizes: list[int], seed: int = None):
+        return Doors()
+
+    room.__module__ = "myenvs.rooms"
+    gym.register("Test/Room-v0", room, disable_env_checker=True)
+    assert make_vec("Test/Room-v0", 2, {"sizes": [3, 4], "seed": None}).num_envs == 2

@@ -40,7 +40,8 @@ class Walk(BatchedEnv):
         return (self.reward[:, None] if self.kind == "column" else self.reward), self.done
 
     def _observe(self, rows):
-        return self.elapsed[rows, None].astype(np.float32)
+        seen = self.elapsed[rows, None].astype(np.float32)
+        return np.repeat(seen, 2, axis=1) if self.kind == "wide" else seen
 
     def _info(self, rows):
         return {"action_mask": np.ones((len(rows), 2), np.int8)}
@@ -69,6 +70,11 @@ def test_figures_of_another_shape_are_refused():
     envs.reset(seed=0)
     with pytest.raises(ValueError, match=r"_advance\(\) of Walk gives rewards \(3, 1\) and terminations \(3,\); exp"):
         envs.step(np.zeros(3, int))
+
+
+def test_observations_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"Observations have the shape \(3, 2\); expected 3 rows of Box"):
+        make_vec("Test/Walk-v0", 3, {"kind": "wide"}).reset(seed=0)
 
 
 def test_floats_in_a_space_of_whole_numbers_are_refused_before_a_buffer_cuts_them():

@@ -29,7 +29,8 @@ class Race:
 
     possible_agents = ["ann", "bob", "cyd"]
 
-    def __init__(self, masked=True, seats=3, render_mode=None, first=0, fields=1):
+    def __init__(self, masked=True, seats=3, render_mode=None, first=0, fields=1, fault=None):
+        self.fault = fault
         self.masked, self.possible_agents, self.first = masked, Race.possible_agents[:seats], first
         self.actions = spaces.Discrete(2, start=first) if fields == 1 else spaces.MultiDiscrete([2] * fields)
 
@@ -47,6 +48,8 @@ class Race:
         self.agent_selection, self.rewards = self.agents[0], {}
 
     def step(self, action):
+        if self.fault == "step":
+            raise KeyError("ann")
         seat, order = self.agent_selection, self.agents
         behind = order[(order.index(seat) + 1) % len(order)]
         if self.terminations[seat]:
@@ -62,6 +65,9 @@ class Race:
 
     def observe(self, seat):
         mask = np.array([1, self.at[seat] < 3], np.int8)
+        mask = {"half": np.array([0.5, 1]), "nan": [1, np.nan], "long": [1, 1, 1], "none": [0, 0]}.get(self.fault, mask)
+        if self.fault == "thin":
+            return {"observation": np.zeros(2), "action_mask": mask}
         return {"observation": np.array([self.at[one] for one in Race.possible_agents[:3]]), "action_mask": mask}
 
     def close(self):
@@ -121,6 +127,23 @@ def test_what_cannot_be_played_by_turns_is_refused(num_envs, kwargs, words):
         make_vec("Masked/PettingZoo-v0", num_envs, kwargs)
     with pytest.raises(ImportError, match=r"game no_such_game: .*pettingzoo.classic.tictactoe_v3"):
         make_vec("Masked/PettingZoo-v0", 2, {"game": "no_such_game"})
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("half", "Environment 4: the action mask holds 0.5 at entry 0; expected only 0"),
+    ("nan", "Environment 4: the action mask holds nan at entry 1"),
+    ("long", r"Environment 4: the action mask has shape \(3,\)"),
+    ("none", "Environment 4: the action mask leaves no legal action"),
+    ("thin", "Environment [03]: the observation is .*; expected Box"),
+    ("step", r"Environment 3: step\(0\) of its game raised KeyError: 'ann'. Expected what PettingZoo's"),
+])  # fmt: skip
+def test_what_a_game_does_wrong_is_one_sentence_with_its_index(fault, words):
+    env = PettingZoo(6, game="race_v0")
+    env.reset(seed=0)
+    env.games[1].fault = fault
+    with pytest.raises(ValueError, match=words):
+        env.step([0, 2, 2, 0, 2, 2])
+        env.reset(seed=0)
 
 
 def test_games_of_tictactoe_are_its_own_and_sum_to_zero():

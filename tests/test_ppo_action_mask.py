@@ -148,6 +148,10 @@ def test_what_cannot_be_predicted_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--predict-mask predicts each field by itself; here they depend"):
         main(Args(predict_mask=True, env_id="Masked/BinPlacement-v0", env_kwargs=("dependent", "True")))
     assert not (tmp_path / "runs").exists()
+    agent = ppo.Agent(3, (2,), 8)
+    agent.actor = agent.actor[-1]
+    with pytest.raises(ValueError, match="--predict-mask reads the layers of Agent.actor: expected nn.Sequential"):
+        ppo.MaskHead(agent)
 
 
 def test_the_head_of_the_mask_learns_from_updates_that_end_early(tmp_path, monkeypatch):

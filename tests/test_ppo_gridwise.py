@@ -276,5 +276,7 @@ def test_fields_that_do_not_count_have_no_log_probability_no_entropy_and_no_grad
 
 
 def test_an_environment_has_to_say_which_fields_count():
-    with pytest.raises(ValueError, match="--no-count-unused: Masked/Harvest-v0 does not say which fields count"):
+    with pytest.raises(
+        ValueError, match="--no-count-unused: Masked/Harvest-v0 has 1 fields and its attribute `uses` is"
+    ):
         grid.main(Args(count_unused=False))

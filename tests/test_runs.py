@@ -262,6 +262,7 @@ def test_a_flag_that_contradicts_the_checkpoint_is_refused_even_if_it_is_the_def
             main(PPO, "--resume", str(trained), f"--{flag}", value)
     with pytest.raises(ValueError, match="^--total-timesteps 1000000: the checkpoint was trained with 64"):
         main(PPO, "--eval-only", str(trained), "--total-timesteps", "1000000")
+    assert "win_rate" in main(PPO, "--eval-only", str(trained), "--num-threads", "2", "--eval-episodes", "4")
     with pytest.raises(ValueError, match="^--eval-only makes no folder for --capture-video"):
         main(PPO, "--eval-only", str(trained), "--capture-video")
 

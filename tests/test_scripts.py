@@ -47,6 +47,7 @@ KILLED = [  # every script with an environment that it resumes bit for bit, and 
 ]
 RESUMED = [  # the other environments that can be saved
     *(("ppo_action_mask", f"Masked/{name}-v0") for name in ("Maze", "BinPlacement")),
+    ("ppo_action_mask", "Masked/BinPlacement-v0", "--env-kwargs", "dependent", "True"),
     ("dqn_action_mask", "Masked/JobRouting-v0"),
     ("ppo_attention_mask", "Masked/OrderPicking-v0"),
     *((name, "Masked/ConnectFour-v0", "--env-kwargs", "opponent", "pool") for name in list(SMALL)[:2]),

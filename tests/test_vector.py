@@ -122,6 +122,9 @@ def test_broken_environments_are_named(fault, words):
             envs.step(np.array([1, 1]))
 
 
+gym.register("Test/Lacking-v0", "no_such_module:Env")  # as where a package of the environment is not installed
+
+
 def test_an_env_without_a_mask_is_refused_unless_masks_are_off():
     with pytest.raises(ValueError, match="no action mask was given"):
         make_vec("CartPole-v1", 2).reset(seed=0)
@@ -142,6 +145,7 @@ def test_an_env_without_a_mask_is_refused_unless_masks_are_off():
     [
         (("Masked/Nothing-v0", 1), "--env-id Masked/Nothing-v0"),
         (("no_such_module:Env-v0", 1), "--env-id no_such_module:Env-v0"),
+        (("Test/Lacking-v0", 1), "--env-id Test/Lacking-v0: No module named 'no_such_module'"),
         (("Test/NextStep-v0", 1), "NEXT_STEP.*SAME_STEP"),
         (("Pendulum-v1", 1), "Box.*not supported; expected Discrete .*MultiDiscrete or MultiBinary"),
         (("Masked/Maze-v0", 1, {"walls": 3}), "cannot be made with --env-kwargs.*walls"),
