@@ -31,7 +31,7 @@ from ppo_action_mask import CategoricalMasked
 PAPER = "#fbf9f4"  # the environments' background
 INK = "#7b8794"
 COLORS = ("#2a9d8f", "#d97742", "#3a6ea5", "#c9517b", "#8a5fa8", "#8f8f2f")  # readable on light and on dark pages
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % of Student's t, by the number of seeds
+T95 = {3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95 % of Student's t, by the number of seeds
 CURVES = {  # file: script, title, label of each run
     "attention": (
         "ppo_attention_mask",
@@ -293,12 +293,12 @@ def save_with_legend(figure: Any, axes: Any, name: str) -> None:
 def band(
     axes: Any, x: list, values: list, color: str, label: str | None = None, line: str = "-", share: bool = False
 ) -> None:
-    """The mean over seeds of values[i] at x[i], and its 95 % interval by Student's t, which takes two seeds.
+    """The mean over seeds of values[i] at x[i], and its 95 % interval by Student's t; of two seeds, both.
 
     The interval knows no bounds: that of a share is cut at 0 and 1.
     """
     mean = np.array([np.mean(seeds) for seeds in values])
-    half = [T95[len(v)] * np.std(v, ddof=1) / len(v) ** 0.5 if len(v) > 1 else np.nan for v in values]
+    half = [T95[len(v)] * np.std(v, ddof=1) / len(v) ** 0.5 if len(v) > 2 else np.ptp(v) / 2 for v in values]
     axes.plot(x, mean, line, color=color, label=label, marker="o" if len(x) < 10 else None, markersize=4)
     low, high = np.clip([mean - half, mean + half], *((0, 1) if share else (-np.inf, np.inf)))
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
