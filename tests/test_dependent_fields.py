@@ -307,8 +307,8 @@ def test_stricter_masks_are_stricter_where_fields_depend_on_each_other():
     assert scores[0]["episodic_return"] != scores[1]["episodic_return"]
 
 
-class Dials(BatchedEnv):
-    """Two dials; which pairs may be set is another joint mask in each of seven states, drawn at random."""
+class Pins(BatchedEnv):
+    """Two pins; which pairs may be set is another joint mask in each of seven states, drawn at random."""
 
     state_arrays = ("state",)
 
@@ -331,7 +331,7 @@ class Dials(BatchedEnv):
         return {"action_mask": self.tables[self.state[rows]]}
 
 
-register_batched("Test/Dials-v0", Dials)
+register_batched("Test/Pins-v0", Pins)
 
 
 def legal_by_field(envs):
@@ -340,7 +340,7 @@ def legal_by_field(envs):
     return first.tolist(), envs.field_mask(first.argmax(1)[:, None]).tolist()
 
 
-@pytest.mark.parametrize("env_id, kwargs", [("Test/Dials-v0", {}), ("Masked/BinPlacement-v0", {"dependent": True})])
+@pytest.mark.parametrize("env_id, kwargs", [("Test/Pins-v0", {}), ("Masked/BinPlacement-v0", {"dependent": True})])
 def test_a_state_that_is_restored_has_its_own_masks_of_later_fields(env_id, kwargs):
     envs, others = (make_vec(env_id, 6, kwargs, dependent=True) for _ in range(2))
     envs.reset(seed=0), others.reset(seed=1)

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import re
 from itertools import combinations
 from typing import ClassVar
 
@@ -68,3 +69,10 @@ def test_scripts_use_experiment_which_uses_envs_and_never_the_other_way_round():
             for node in ast.walk(ast.parse(path.read_text())):
                 modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else getattr(node, "names", [])
                 assert not {getattr(m, "name", m).split(".")[0] for m in modules} & strangers, path
+
+
+def test_no_two_worlds_of_the_tests_have_one_id():
+    """Tests share processes, in any order."""
+    texts = [path.read_text() for path in (ROOT / "tests").glob("*.py")]
+    ids = [name for text in texts for name in re.findall(r"""register(?:_batched)?\("(Test/[^"]+)""", text)]
+    assert len(ids) > 40 and sorted(ids) == sorted(set(ids))

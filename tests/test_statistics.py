@@ -121,7 +121,7 @@ def test_sets_are_scaled_by_what_is_there_and_maps_plane_by_plane():
     np.testing.assert_allclose(scaled[:, 1].std(), 1, atol=0.01)
 
 
-class Clock(gym.Env):
+class Seconds(gym.Env):
     """Seconds since 1970, of which float32 knows every 128th."""
 
     action_space = spaces.Discrete(2)
@@ -148,13 +148,13 @@ class Clock(gym.Env):
         return self.seen(), 0.0, False, False, {}
 
 
-gym.register("Test/Clock-v0", Clock, disable_env_checker=True)
+gym.register("Test/Seconds-v0", Seconds, disable_env_checker=True)
 
 
 @pytest.mark.parametrize("layout", ["flat", "entities"])
 def test_large_numbers_are_centred_before_their_digits_are_lost(layout):
     kwargs, statistics = {"sets": layout == "entities"}, Statistics(True, False, 0.9)
-    envs = make_vec("Test/Clock-v0", 1, kwargs, require_mask=False, layout=layout, statistics=statistics)
+    envs = make_vec("Test/Seconds-v0", 1, kwargs, require_mask=False, layout=layout, statistics=statistics)
     envs.reset(seed=0)
     seen = [envs.step(np.zeros(1, int))[0] for _ in range(8)]
     column = np.array([obs.reshape(-1)[-1 if layout == "entities" else 0] for obs in seen])
