@@ -179,3 +179,14 @@ def test_a_network_of_another_width_is_never_taken_for_the_policy():
     act = sampler(agent, np.array([4]), np.random.default_rng(0))
     drawn = act(np.zeros((400, 3), np.float32), np.ones((400, 4), bool))
     assert np.bincount(drawn, minlength=4).min() > 50
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("-inf")])
+def test_a_network_that_has_diverged_stops_nowhere_but_where_the_loss_is_looked_at(bias):
+    agent = ppo.Agent(3, (4,), 8)
+    nn.init.constant_(agent.actor[-1].bias, bias)
+    act = sampler(agent, np.array([4]), np.random.default_rng(0))
+    assert set(act(np.zeros((50, 3), np.float32), np.array([[False, True, False, False]] * 50))) == {1}
+    network = dqn.QNetwork(3, 4, 8)
+    nn.init.constant_(network.network[-1].bias, bias)
+    assert not np.isfinite(OnHost(network, network)(np.zeros((2, 3), np.float32))).any()
