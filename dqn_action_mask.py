@@ -46,11 +46,11 @@ class Args(Flags):
     tau: PositiveShare = 1.0
     """share of the online network's weights that an update of the target network takes over"""
     target_network_frequency: Count = 2000
-    """environment steps between updates of the target network"""
+    """environment steps between updates of the target network, at most one in a round of gradient steps"""
     batch_size: Count = 256
     """samples in a gradient step over all ranks"""
     replay_ratio: Positive = 4.0
-    """samples learnt from for each environment step: CleanRL's batch_size / train_frequency for one environment"""
+    """samples learnt from for each environment step (Acme's samples per insert): updates per step times batch_size"""
     train_frequency: Count = 4
     """steps of each environment between rounds of gradient steps, as many as the replay ratio asks for"""
     start_e: Share = 1.0
@@ -113,13 +113,14 @@ def td_targets(
         next_masks: (B, A) bool, True where legal in s', or None: all legal.
         gamma: discount.
         online_next_q: (B, A), the online network's values of s': it chooses a', the target network values it (double
-            Q-learning, van Hasselt et al. 2016, equation 4); None: the target network does both.
+            DQN, van Hasselt et al. 2016); None: the target network does both.
 
     Raises:
-        ValueError: the mask is not bool, or a shape is another; that a living s' has a legal action is not looked at.
+        ValueError: the mask is not bool, or shapes do not fit together. Where the episode goes on, s' needs a legal
+            action, which is not checked.
 
-    >>> reward, alive, q = torch.zeros(1), torch.tensor([False]), torch.tensor([[1.0, 2.0, 9.0]])
-    >>> td_targets(reward, alive, q, torch.tensor([[True, True, False]]), gamma=0.5)
+    >>> reward, terminated, q = torch.zeros(1), torch.tensor([False]), torch.tensor([[1.0, 2.0, 9.0]])
+    >>> td_targets(reward, terminated, q, torch.tensor([[True, True, False]]), gamma=0.5)
     tensor([1.])
     """
     if not rewards.shape == terminations.shape == next_q.shape[:1]:
@@ -220,7 +221,9 @@ class ReplayBuffer:
 def td_loss(
     q_network: nn.Module, target_network: nn.Module, mb: tuple[Tensor, ...], args: Args
 ) -> tuple[Tensor, Tensor]:
-    """The squared temporal-difference error of a minibatch, and METRICS (2,) without gradient.
+    """The mean squared temporal-difference error of a minibatch, and METRICS (2,) without gradient.
+
+    Errors are not clipped, unlike those of Mnih et al. 2015; the gradient's norm is.
 
     Args:
         q_network, target_network: as QNetwork.
@@ -295,7 +298,8 @@ def main(args: Args) -> dict[str, float]:
     if run.rank == 0 and not args.eval_only:
         print(f"Replay buffer: {replay.capacity:,} transitions, {replay.nbytes / 2**20:,.1f} MiB on {run.device}")
     run.keep(model=q_network, target=target_network, optimizer=optimizer, replay=replay)  # restored here
-    act_values, take_step = OnHost(q_network, q_network), run.compile(update)
+    act_values = OnHost(q_network, q_network)  # the function, and the module whose MLP may compute it in NumPy
+    take_step = run.compile(update)
 
     # Transitions are collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     host = {name: torch.empty((T, N, *shape), dtype=dtype).numpy() for name, (shape, dtype) in fields.items()}
@@ -321,7 +325,7 @@ def main(args: Args) -> dict[str, float]:
                 ended = infos["_final_obs"]
                 host["next_obs"][t, ended] = infos["final_obs"][ended]
                 final_masks = infos["final_info"]["action_mask"]
-                if args.mask_mode == "mask":  # a truncated state needs a legal action, which the target is about
+                if args.mask_mode == "mask":  # the target's maximum needs a legal action there
                     check_truncated(final_masks, ended & ~host["terminations"][t])
                 host["next_masks"][t, ended] = final_masks[ended]
         illegal = illegal_actions(host["actions"].ravel(), host_masks.reshape(T * N, -1), nvec)

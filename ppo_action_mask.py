@@ -37,7 +37,7 @@ class Args(Flags):
     num_steps: Count = 16
     """steps of each environment in a rollout"""
     minibatch_size: Count = 256
-    """samples in a gradient step over all ranks; updates per sample decide learning, so this is no num_minibatches"""
+    """samples in a gradient step over all ranks; unlike CleanRL's num_minibatches, it stays when num_envs changes"""
     update_epochs: Count = 4
     """passes over each rollout"""
     learning_rate: Positive = 1e-3
@@ -78,10 +78,10 @@ class Args(Flags):
 class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
-    Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
-    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
-    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    Their logits are replaced by the dtype's lowest finite number (not -inf, with which p * log p is NaN), in a new
+    tensor, so that they get no gradient either. Legal logits are clamped at half of that number, so that even -inf
+    stays above illegal ones; +inf and NaN pass, and make the loss NaN. All fields are computed at once, half-precision
+    logits in float32. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -281,7 +281,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
     Args:
         agent: as `Agent`.
         mb: obs as the agent takes them; actions, masks, old log-probabilities, advantages, returns and old values,
-            (B, ...), or (T, B, ...) with memory.
+            (B, ...); in ppo_recurrent_mask.py (T, B, ...).
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
@@ -317,8 +317,8 @@ def update(agent: nn.Module, optimizer: Adam, mb: tuple[Tensor, ...], args: Args
 
 
 @torch.no_grad()
-def look_back(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and values, each (T + 1, N), of a rollout and of the state after it, all (T + 1, N, ...)."""
+def evaluate_actions(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a rollout's actions and values of its states and of the one after it, (T + 1, N) each."""
     policy, values = agent(obs.flatten(0, 1), masks.flatten(0, 1))
     return policy.log_prob(actions.flatten(0, 1)).view(obs.shape[:2]), values.view(obs.shape[:2])
 
@@ -341,8 +341,8 @@ def main(args: Args) -> dict[str, float]:
         head_optimizer = Adam(head, eps=1e-5)
         kept |= {"head": head, "head_optimizer": head_optimizer}
     run.keep(**kept)  # what a checkpoint holds, beside the environments; restored here
-    act = sampler(agent, envs.nvec, run.rng)  # draws from the agent's distribution, on the host
-    take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
+    act = sampler(agent, envs.nvec, run.rng)  # as CategoricalMasked.sample, drawn on the host
+    take_step, evaluate_rollout = run.compile(update), run.compile(evaluate_actions)
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     # The last row is the state after it, in which nobody acts.
@@ -378,7 +378,8 @@ def main(args: Args) -> dict[str, float]:
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
         b_obs, b_legal = obs[:T].flatten(0, 1), masks[:T].flatten(0, 1)
-        # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
+        # But for --mask-mode mask all actions count as legal from here on, in the old log-probability too: the ratio
+        # starts at 1.
         masks = masks | (args.mask_mode != "mask")
         logprobs, values = evaluate_rollout(agent, obs, masks, actions)
         next_values = values[1:].masked_fill(terminations, 0.0)
@@ -393,7 +394,7 @@ def main(args: Args) -> dict[str, float]:
             advantages = advantages - run.mean(advantages.mean())
             advantages /= run.mean(advantages.square().mean()).sqrt() + 1e-8
 
-        # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
+        # UPDATE: the batch is shuffled once an epoch and cut into minibatches
         batch = [x[:T].flatten(0, 1) for x in (obs, actions, masks, logprobs, advantages, returns, values)]
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(T * N, generator=run.generator, device=run.device)
@@ -405,7 +406,7 @@ def main(args: Args) -> dict[str, float]:
                 for inds in b_inds.split(minibatch_size):
                     head.learn(head_optimizer, b_obs[inds], b_legal[inds], run.mean)
             # Written so that a NaN, which compares as False, ends the epochs too.
-            if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
+            if args.target_kl is not None and not run.mean(metrics)[METRICS.index("approx_kl")] <= args.target_kl:
                 break
         run.check_finite(metrics)
 

@@ -11,6 +11,7 @@ Scores, minutes and spread over seeds of every environment are in docs/results.m
 References: Vaswani et al. 2017, Attention is all you need, https://arxiv.org/abs/1706.03762
             Vinyals et al. 2015, Pointer networks, https://arxiv.org/abs/1506.03134
             Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347
+            Huang & Ontanon 2020, A closer look at invalid action masking, https://arxiv.org/abs/2006.14171
 """
 
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class Args(Flags):
     num_steps: Count = 16
     """steps of each environment in a rollout"""
     minibatch_size: Count = 256
-    """samples in a gradient step over all ranks; updates per sample decide learning, so this is no num_minibatches"""
+    """samples in a gradient step over all ranks; unlike CleanRL's num_minibatches, it stays when num_envs changes"""
     update_epochs: Count = 4
     """passes over each rollout"""
     learning_rate: Positive = 5e-4
@@ -77,7 +78,7 @@ class Args(Flags):
     num_blocks: Count = 1
     """attention blocks"""
     pointer: bool = False
-    """actions pick an entity, so that the logits come from the entities' embeddings: Discrete(E)"""
+    """actions pick an entity, Discrete(E): one linear layer gives each entity's embedding its logit"""
 
     def check(self, world_size: int) -> int:
         """Refuse what does not fit together; returns the environment steps of a rollout."""
@@ -90,10 +91,10 @@ class Args(Flags):
 class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
-    Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
-    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
-    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    Their logits are replaced by the dtype's lowest finite number (not -inf, with which p * log p is NaN), in a new
+    tensor, so that they get no gradient either. Legal logits are clamped at half of that number, so that even -inf
+    stays above illegal ones; +inf and NaN pass, and make the loss NaN. All fields are computed at once, half-precision
+    logits in float32. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -272,7 +273,7 @@ class MultiHeadAttention(nn.Module):
             mask: (B, E) bool, True where the entity is present (the sense of `scaled_dot_product_attention`; that of
                 `nn.MultiheadAttention`'s `key_padding_mask` is the opposite), or None: all are.
             need_weights: write the attention out and return it; else use the faster fused kernel.
-            num_queries: only the first Q entities ask; default all E.
+            num_queries: only the first Q entities are queries; default all E.
 
         Returns:
             The outputs (B, Q, dim), and the attention weights (B, heads, Q, E) or None.
@@ -290,13 +291,13 @@ class MultiHeadAttention(nn.Module):
     def attend(
         self, x_q: Tensor, x_kv: Tensor, queries: Packing, keys: Packing, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """`forward` on packed rows: those that ask (P_Q, dim) and those that are asked (P, dim); returns (P_Q, dim)."""
+        """`forward` on packed rows: queries (P_Q, dim), and keys and values (P, dim); returns (P_Q, dim)."""
         q = rearrange(queries.unpack(self.to_q(x_q)), "b q (h d) -> b h q d", h=self.heads)
         k, v = (
             rearrange(part, "b e (h d) -> b h e d", h=self.heads)
             for part in keys.unpack(self.to_kv(x_kv)).chunk(2, dim=-1)
         )
-        # Where nobody is present any key will do, since no output is used; without one some kernels give NaN.
+        # In an empty set all keys are open: no output of it is used, and without an open key some kernels give NaN.
         mask = rearrange(keys.mask | ~keys.mask.any(-1, keepdim=True), "b e -> b 1 1 e")
         if need_weights:
             scores = einsum(q, k, "b h q d, b h e d -> b h q e") * q.shape[-1] ** -0.5
@@ -310,7 +311,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a small network for each entity, both after a layer norm and around a residual connection."""
+    """A pre-norm transformer block: attention, then an MLP for each entity, each with a residual connection."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -321,7 +322,7 @@ class Block(nn.Module):
     def forward(
         self, x_q: Tensor, x: Tensor, queries: Packing, keys: Packing, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The rows that ask (P_Q, dim), changed by those that are asked, x (P, dim); attention weights or None."""
+        """The query rows (P_Q, dim) after attending to the rows x (P, dim); attention weights or None."""
         normed = self.norm1(x)
         normed_q = normed if x_q is x else self.norm1(x_q)
         out, weights = self.attention.attend(normed_q, normed, queries, keys, need_weights)
@@ -354,11 +355,11 @@ class Agent(nn.Module):
         return nn.Sequential(nn.Linear(size, dim), nn.ReLU(), nn.Linear(dim, dim))
 
     @staticmethod
-    def reader(x: Tensor, keys: Packing) -> tuple[Tensor, Packing]:
-        """The one row that asks for each set, (P_Q, dim) from the present rows x (P, dim), and its packing.
+    def query_row(x: Tensor, keys: Packing) -> tuple[Tensor, Packing]:
+        """The single query row of each set, (P_Q, dim) from the present rows x (P, dim), and its packing.
 
-        It is the first one, the agent's own, where that is present, else the mean of those that are: their order means
-        nothing, so none of them can ask for the others. An empty set has none.
+        It is the first one, the agent's own, where that is present, else the mean of the present rows, since their
+        order means nothing. An empty set has none.
         """
         read = keys.mask.clone()  # (B, E)
         read[:, 1:] &= ~keys.mask[:, :1]
@@ -372,29 +373,29 @@ class Agent(nn.Module):
     def encode(self, obs: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows (B, Q, dim), 0 where absent, their mask (B, Q), and the last block's weights (B, heads, Q, E) or None.
 
-        Q is E for a pointer policy; otherwise one row is read, so the last block computes no other (`reader`).
+        Q is E for a pointer policy; otherwise one row is read, so the last block computes no other (`query_row`).
         """
         present = obs[..., 0] > 0
         keys = Packing(present if self.attention_mask else torch.ones_like(present))
         x, weights = self.embed(keys.pack(obs[..., 1:])), None
         for i, block in enumerate(self.blocks):
             one_row = not self.pointer and i + 1 == len(self.blocks)
-            x_q, queries = self.reader(x, keys) if one_row else (x, keys)
+            x_q, queries = self.query_row(x, keys) if one_row else (x, keys)
             x, weights = block(x_q, x, queries, keys, need_weights)
         return queries.unpack(self.norm(x)), queries.mask, weights
 
-    def heads(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_values(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, sum(nvec)) and values (B,) of obs (B, E, 1 + D + G)."""
         x, present, _ = self.encode(obs)
         pooled = x.sum(1) / present.sum(1, keepdim=True).clamp(min=1)  # (B, dim), the mean over present entities
-        if self.num_globals:  # entities have met them in their rows; without entities they are all that is known
+        if self.num_globals:  # they are in the entities' rows as well, but of an empty set they are all that is known
             known = self.embed_globals(obs[:, 0, -self.num_globals :])  # (B, dim)
             x, pooled = x + known.unsqueeze(1), pooled + known
         return self.actor(x).flatten(1), self.critic(pooled).squeeze(-1)
 
     def forward(self, obs: Tensor, mask: Tensor) -> tuple[CategoricalMasked, Tensor]:
         """Distribution and values (B,) of obs (B, E, 1 + D + G) and action mask (B, sum(nvec)), checked before."""
-        logits, values = self.heads(obs)
+        logits, values = self.logits_and_values(obs)
         return CategoricalMasked(logits, mask, self.nvec, validate=False), values
 
 
@@ -430,7 +431,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
     Args:
         agent: as `Agent`.
         mb: obs as the agent takes them; actions, masks, old log-probabilities, advantages, returns and old values,
-            (B, ...), or (T, B, ...) with memory.
+            (B, ...); in ppo_recurrent_mask.py (T, B, ...).
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
@@ -466,8 +467,8 @@ def update(agent: nn.Module, optimizer: Adam, mb: tuple[Tensor, ...], args: Args
 
 
 @torch.no_grad()
-def look_back(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and values, each (T + 1, N), of a rollout and of the state after it, all (T + 1, N, ...)."""
+def evaluate_actions(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of a rollout's actions and values of its states and of the one after it, (T + 1, N) each."""
     policy, values = agent(obs.flatten(0, 1), masks.flatten(0, 1))
     return policy.log_prob(actions.flatten(0, 1)).view(obs.shape[:2]), values.view(obs.shape[:2])
 
@@ -487,7 +488,7 @@ def main(args: Args) -> dict[str, float]:
     agent = run.place(Agent(obs_shape, nvec, args, envs.num_globals))
     optimizer = Adam(agent, eps=1e-5)
     run.keep(model=agent, optimizer=optimizer)  # what a checkpoint holds, beside the environments; restored here
-    take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
+    take_step, evaluate_rollout = run.compile(update), run.compile(evaluate_actions)
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     # The last row is the state after it, in which nobody acts.
@@ -522,7 +523,8 @@ def main(args: Args) -> dict[str, float]:
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
-        # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
+        # But for --mask-mode mask all actions count as legal from here on, in the old log-probability too: the ratio
+        # starts at 1.
         masks = masks | (args.mask_mode != "mask")
         logprobs, values = evaluate_rollout(agent, obs, masks, actions)
         next_values = values[1:].masked_fill(terminations, 0.0)
@@ -537,7 +539,7 @@ def main(args: Args) -> dict[str, float]:
             advantages = advantages - run.mean(advantages.mean())
             advantages /= run.mean(advantages.square().mean()).sqrt() + 1e-8
 
-        # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
+        # UPDATE: the batch is shuffled once an epoch and cut into minibatches
         batch = [x[:T].flatten(0, 1) for x in (obs, actions, masks, logprobs, advantages, returns, values)]
         for _ in range(args.update_epochs):
             b_inds = torch.randperm(T * N, generator=run.generator, device=run.device)
@@ -545,7 +547,7 @@ def main(args: Args) -> dict[str, float]:
             steps = [take_step(agent, optimizer, mb, args, run.mean) for mb in zip(*shuffled, strict=True)]
             metrics = torch.stack(steps).mean(0)
             # Written so that a NaN, which compares as False, ends the epochs too.
-            if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
+            if args.target_kl is not None and not run.mean(metrics)[METRICS.index("approx_kl")] <= args.target_kl:
                 break
         run.check_finite(metrics)
 

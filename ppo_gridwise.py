@@ -38,7 +38,7 @@ class Args(Flags):
     num_steps: Count = 16
     """steps of each environment in a rollout"""
     minibatch_size: Count = 256
-    """samples in a gradient step over all ranks; updates per sample decide learning, so this is no num_minibatches"""
+    """samples in a gradient step over all ranks; unlike CleanRL's num_minibatches, it stays when num_envs changes"""
     update_epochs: Count = 4
     """passes over each rollout"""
     learning_rate: Positive = 3e-3
@@ -64,9 +64,9 @@ class Args(Flags):
     target_kl: Positive | None = None
     """end an update's epochs early beyond this approximate KL divergence"""
     ratio: Literal["joint", "agent"] = "agent"
-    """joint: one clipped ratio for the action of all agents of a map; agent: one for each agent"""
+    """joint: one clipped ratio for all agents of a map; agent: one for each, with the team's advantage, as MAPPO's"""
     count_unused: bool = True
-    """fields that do not count for what an agent does count in log-probability and entropy, as if they did"""
+    """keep fields that an order does not use, as the direction of one that is no move, in ratio and entropy"""
     channels: Count = 16
     """channels of the encoder at half of the map's size; twice as many at a quarter"""
 
@@ -79,10 +79,10 @@ class Args(Flags):
 class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
-    Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
-    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
-    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    Their logits are replaced by the dtype's lowest finite number (not -inf, with which p * log p is NaN), in a new
+    tensor, so that they get no gradient either. Legal logits are clamped at half of that number, so that even -inf
+    stays above illegal ones; +inf and NaN pass, and make the loss NaN. All fields are computed at once, half-precision
+    logits in float32. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -186,8 +186,9 @@ class CategoricalMasked:
 class CategoricalMap:
     """One action for each occupied cell of a map; the joint action of all of them is one sample.
 
-    It computes on the occupied cells only. The joint log-probability is the sum over them, the entropy their mean; a
-    map without agents has 0 for both. Han et al. 2019, section 4 (http://proceedings.mlr.press/v97/han19a).
+    It computes on the occupied cells only. `log_prob` is the joint one, the sum over agents; `entropy` is their mean,
+    so that its bonus does not grow with the team; a map without agents has 0 for both. Han et al. 2019, section 4
+    (http://proceedings.mlr.press/v97/han19a).
 
     Args:
         logits: (B, A, H, W) for all cells, or (P, A) for the P occupied ones in the order of `mask.nonzero()`, from a
@@ -220,20 +221,20 @@ class CategoricalMap:
                 f"The mask of cells has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected (B, H, W) and "
                 f"torch.bool, True where the cell holds an agent."
             )
-        self.mask, self.maps = mask, mask.nonzero()[:, 0]  # (P,) the map of each agent
+        self.mask, self.map_index = mask, mask.nonzero()[:, 0]  # (P,) which map each agent is on
         legal = self._gather("An action mask", action_mask)
         self.agents = CategoricalMasked(self._gather("Logits", logits), legal, nvec, validate)
 
     def _gather(self, name: str, values: Tensor | None) -> Tensor | None:
         """Values (P, A) of the occupied cells."""
-        if values is None or (values.dim() == 2 and len(values) == len(self.maps)):
+        if values is None or (values.dim() == 2 and len(values) == len(self.map_index)):
             return values
         if values.dim() == 4 and (len(values), *values.shape[2:]) == tuple(self.mask.shape):
             return rearrange(values, "b a h w -> b h w a")[self.mask]
         b, h, w = self.mask.shape
         raise ValueError(
             f"{name} of shape {tuple(values.shape)}; expected ({b}, A, {h}, {w}) for all cells of the "
-            f"mask, or ({len(self.maps)}, A) for the occupied ones."
+            f"mask, or ({len(self.map_index)}, A) for the occupied ones."
         )
 
     def scatter(self, actions: Tensor) -> Tensor:
@@ -244,7 +245,7 @@ class CategoricalMap:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum (B,) of values (P,) over the agents of each map."""
-        return values.new_zeros(len(self.mask)).index_add(0, self.maps, values)
+        return values.new_zeros(len(self.mask)).index_add(0, self.map_index, values)
 
     @property
     def mode(self) -> Tensor:
@@ -265,7 +266,7 @@ class CategoricalMap:
 
 
 def drop_unused(actions: Tensor, legal: Tensor, uses: Tensor, nvec: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Actions and masks in which a field that does not count for what its agent does has one entry, the first.
+    """Actions and masks in which a field that the chosen order does not use has one legal entry, the first.
 
     Its log-probability, entropy and gradient are then 0: the direction of an order that is no move is no decision.
 
@@ -291,9 +292,9 @@ def layer_init(layer: nn.Linear, std: float = np.sqrt(2), bias_const: float = 0.
 class Agent(nn.Module):
     """An encoder of the whole map, which a decoder reads where agents stand and nowhere else; any height and width.
 
-    Most cells hold no agent, so a decoder of full size would mostly compute what nobody acts on. Each agent gets what
-    the encoder says at its place, at half and at a quarter of the size, and the 3 x 3 cells around it as they are: the
-    skip connections, without which no place is finer than the encoder's.
+    Most cells hold no agent, so a decoder of full size, as GridNet's, would mostly compute what nobody acts on. This
+    one reads the encoder's features at each agent's place, at half and at a quarter of the resolution, and the 3 x 3
+    cells around it as they are, a skip connection that keeps the full resolution.
     """
 
     def __init__(self, obs_shape: tuple[int, int, int], nvec: tuple[int, ...], channels: int):
@@ -390,7 +391,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
     rows = mb_rows[agents]  # (P,)
     policy, newvalue = agent(mb_obs, agents, b_legal[rows])
     logratio = policy.agents.log_prob(b_actions[rows]) - b_logprobs[rows]  # (P,)
-    advantages = mb_advantages[policy.maps]
+    advantages = mb_advantages[policy.map_index]
     if args.ratio == "joint":
         logratio, advantages = policy.sum(logratio), mb_advantages
     ratio = logratio.exp()
@@ -404,7 +405,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
         v_loss = torch.max(v_loss, (v_clipped - mb_returns) ** 2)
     v_loss = 0.5 * v_loss.mean()
 
-    entropy_loss = policy.agents.entropy().sum() / max(len(policy.maps), 1)  # the mean over agents' decisions
+    entropy_loss = policy.agents.entropy().sum() / max(len(policy.map_index), 1)  # the mean over agents' decisions
     loss = pg_loss - args.ent_coef * entropy_loss + args.vf_coef * v_loss
     with torch.no_grad():
         approx_kl = (ratio - 1 - logratio).sum() / count  # http://joschu.net/blog/kl-approx.html
@@ -431,7 +432,9 @@ def spare_row(table: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def look_back(agent: nn.Module, obs: Tensor, rows: Tensor, legal: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate_actions(
+    agent: nn.Module, obs: Tensor, rows: Tensor, legal: Tensor, actions: Tensor
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities (R,) of all agents of a rollout, and values (T + 1, N).
 
     Args:
@@ -462,7 +465,7 @@ def main(args: Args) -> dict[str, float]:
     agent = run.place(Agent(obs_shape, nvec, args.channels))
     optimizer = Adam(agent, eps=1e-5)
     run.keep(model=agent, optimizer=optimizer)  # what a checkpoint holds, beside the environments; restored here
-    take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
+    take_step, evaluate_rollout = run.compile(update), run.compile(evaluate_actions)
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     # The last row is the state after it, in which nobody acts.
@@ -495,7 +498,7 @@ def main(args: Args) -> dict[str, float]:
         illegal = envs.illegal(*(b[:T].reshape(T * N, *b.shape[2:]) for b in (host_actions, host_masks)))
         num_agents = host_masks[:T, :, 0].sum((2, 3))
         if args.mask_mode == "penalty":
-            host_rewards += args.invalid_penalty * illegal.reshape(T, N) * num_agents
+            host_rewards += args.invalid_penalty * illegal.reshape(T, N) * num_agents  # a share, times all agents
 
         # ADVANTAGES
         obs, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
@@ -504,7 +507,8 @@ def main(args: Args) -> dict[str, float]:
         rows = torch.full(agents.shape, -1, device=run.device)
         rows[agents] = torch.arange(len(legal), device=run.device)
         rows = rows.unflatten(0, (T + 1, N))
-        # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
+        # But for --mask-mode mask all actions count as legal from here on, in the old log-probability too: the ratio
+        # starts at 1.
         b_legal, b_actions = legal | (args.mask_mode != "mask"), actions.flatten(0, 1)[agents]
         if not args.count_unused:
             b_actions, b_legal = drop_unused(b_actions, b_legal, run.tensor(envs.uses), nvec)
@@ -524,7 +528,7 @@ def main(args: Args) -> dict[str, float]:
             advantages = advantages - run.mean((advantages * acts).mean()) / share
             advantages /= (run.mean((advantages.square() * acts).mean()) / share).sqrt() + 1e-8
 
-        # UPDATE: every field of the batch is shuffled once an epoch and cut into minibatches
+        # UPDATE: the batch is shuffled once an epoch and cut into minibatches
         tables = (b_actions, b_legal, spare_row(b_logprobs))  # of the agents; maps know their rows
         batch = [x[:T].flatten(0, 1) for x in (obs, rows, advantages, returns, values)]
         for _ in range(args.update_epochs):
@@ -533,7 +537,7 @@ def main(args: Args) -> dict[str, float]:
             steps = [take_step(agent, optimizer, (*tables, *mb), args, run.mean) for mb in zip(*shuffled, strict=True)]
             metrics = torch.stack(steps).mean(0)
             # Written so that a NaN, which compares as False, ends the epochs too.
-            if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
+            if args.target_kl is not None and not run.mean(metrics)[METRICS.index("approx_kl")] <= args.target_kl:
                 break
         run.check_finite(metrics)
 

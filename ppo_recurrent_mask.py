@@ -3,6 +3,7 @@
     python ppo_recurrent_mask.py                                                 # Vault: a code is shown once
     python ppo_recurrent_mask.py --env-id Masked/Maze-v0 --env-kwargs trail False --total-timesteps 3000000
     python ppo_recurrent_mask.py --prev-inputs                                   # sees its last action and reward
+    torchrun --nproc-per-node 2 ppo_recurrent_mask.py                            # data-parallel, one rank a core or GPU
     tensorboard --logdir runs
 
 Scores, minutes and spread over seeds of every environment are in docs/results.md.
@@ -37,7 +38,7 @@ class Args(Flags):
 
     env_id: str = "Masked/Vault-v0"
     num_steps: Count = 32
-    """steps of each environment in a rollout, through all of which gradients flow"""
+    """steps of each environment in a rollout, through all of which gradients flow (backpropagation truncated there)"""
     minibatch_size: Count = 512
     """samples in a gradient step over all ranks, of whole environments: a multiple of num_steps"""
     update_epochs: Count = 4
@@ -67,7 +68,7 @@ class Args(Flags):
     hidden_dim: Count = 64
     """width of the encoder and of the GRU's state"""
     prev_inputs: bool = False
-    """the last action and reward are inputs too, as RL^2 needs them (Duan et al. 2016, arXiv 1611.02779)"""
+    """the last action and reward are inputs too, 0 at the start of an episode (RL^2 would carry them across)"""
 
     def check(self, world_size: int) -> int:
         """Refuse what does not fit together; returns the environment steps of a rollout."""
@@ -84,10 +85,10 @@ class Args(Flags):
 class CategoricalMasked:
     """Independent categorical distributions over the fields of an action, illegal choices with probability exactly 0.
 
-    Their logits are replaced by the lowest finite number (never -inf: p * log p would be NaN), in a new tensor, so that
-    they get no gradient either. Legal ones stay above it: half of it stands for any that is lower, -inf included. All
-    fields are computed at once; half-precision logits in float32. +inf and NaN pass, and make the loss NaN. Huang &
-    Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
+    Their logits are replaced by the dtype's lowest finite number (not -inf, with which p * log p is NaN), in a new
+    tensor, so that they get no gradient either. Legal logits are clamped at half of that number, so that even -inf
+    stays above illegal ones; +inf and NaN pass, and make the loss NaN. All fields are computed at once, half-precision
+    logits in float32. Huang & Ontanon 2020, section 3 (https://arxiv.org/abs/2006.14171).
 
     Args:
         logits: (..., sum(nvec)), any floating dtype.
@@ -198,8 +199,9 @@ def layer_init(layer: nn.Linear, std: float = np.sqrt(2), bias_const: float = 0.
 class EpisodicGRU(nn.GRUCell):
     """A GRU over time whose state is zeroed where an episode starts, inside of sequences as well.
 
-    No state and no gradient crosses the start of an episode. Cho et al. 2014 (https://arxiv.org/abs/1406.1078), with
-    torch's parameters and gates.
+    No state and no gradient crosses the start of an episode. Cho et al. 2014 (https://arxiv.org/abs/1406.1078), in
+    torch's variant: the reset gate multiplies W_hn h + b_hn, not h. `forward` is the single step of `nn.GRUCell`, which
+    knows no starts: call `run`.
 
     >>> gru, x = EpisodicGRU(3, 4), torch.randn(5, 2, 3)
     >>> starts = torch.tensor([[True, False], [False, False], [False, True], [False, False], [False, False]])
@@ -264,7 +266,7 @@ class Agent(nn.Module):
 
 
 class Memory:
-    """The state of each environment's episode (N, H), which a checkpoint holds."""
+    """The GRU's state in each environment (N, H), which a checkpoint holds."""
 
     def __init__(self, num_envs: int, hidden_dim: int, device: torch.device):
         self.state = torch.zeros(num_envs, hidden_dim, device=device)
@@ -310,7 +312,7 @@ def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Args) -> tuple[Tens
     Args:
         agent: as `Agent`.
         mb: obs as the agent takes them; actions, masks, old log-probabilities, advantages, returns and old values,
-            (B, ...), or (T, B, ...) with memory.
+            (B, ...); in ppo_recurrent_mask.py (T, B, ...).
         args: coefficients.
     """
     mb_obs, mb_actions, mb_masks, mb_logprobs, mb_advantages, mb_returns, mb_values = mb
@@ -346,7 +348,7 @@ def update(agent: nn.Module, optimizer: Adam, mb: tuple[Tensor, ...], args: Args
 
 
 @torch.no_grad()
-def look_back(
+def evaluate_actions(
     agent: nn.Module, seen: tuple[Tensor, Tensor, Tensor], masks: Tensor, actions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities and values (T + 1, N), and states (T + 1, N, H), of a rollout and of the state after it."""
@@ -366,7 +368,7 @@ def main(args: Args) -> dict[str, float]:
     optimizer = Adam(agent, eps=1e-5)
     memory = Memory(N, args.hidden_dim, run.device)
     run.keep(model=agent, optimizer=optimizer, memory=memory)  # what a checkpoint holds; restored here
-    take_step, evaluate_rollout = run.compile(update), run.compile(look_back)
+    take_step, evaluate_rollout = run.compile(update), run.compile(evaluate_actions)
 
     # A rollout is collected on the host and moved once: small writes cost less in NumPy, on CPUs as well.
     # The last row is the state after it, in which nobody acts.
@@ -384,6 +386,7 @@ def main(args: Args) -> dict[str, float]:
         optimizer.lr.fill_(lr)
 
         # ROLLOUT: act in all environments. Values and log-probabilities follow in one batch after it.
+        # Updates start from the state stored here, of older weights: R2D2's stored state (Kapturowski et al. 2019).
         first_state, final_obs, final_masks = memory.state.clone(), [], []
         for t in range(T):
             host_obs[t], host_starts[t], host_masks[t] = next_obs, envs.episode_lengths == 0, next_mask
@@ -404,15 +407,17 @@ def main(args: Args) -> dict[str, float]:
 
         # ADVANTAGES
         obs, starts, masks, actions, rewards, terminations, truncations = (run.tensor(b) for b in buffers)
-        # naive: without the mask from here on, the old log-probability too, so that the ratio starts at 1
+        # But for --mask-mode mask all actions count as legal from here on, in the old log-probability too: the ratio
+        # starts at 1.
         masks = masks | (args.mask_mode != "mask")
         logprobs, values, states = evaluate_rollout(agent, (obs, starts, first_state), masks, actions)
         next_values = values[1:].masked_fill(terminations, 0.0)
         if final_obs:  # bootstrap from the final observation, with the memory of its episode, not of the next one
             final_obs, final_masks = (run.tensor(np.concatenate(x)) for x in (final_obs, final_masks))
             with torch.no_grad():
-                before, going_on = states[:T][truncations], torch.zeros_like(final_masks[:1, :1]).bool()
-                final_states = agent.remember(final_obs[None], going_on.expand(1, len(before)), before)[0]
+                before = states[:T][truncations]
+                no_start = torch.zeros(1, len(before), dtype=torch.bool, device=run.device)
+                final_states = agent.remember(final_obs[None], no_start, before)[0]
                 _, next_values[truncations] = agent.decide(final_states, final_masks.bool())
         dones = terminations | truncations
         advantages = compute_gae(rewards, values[:T], next_values, dones, args.gamma, args.gae_lambda)
@@ -431,7 +436,7 @@ def main(args: Args) -> dict[str, float]:
                 steps.append(take_step(agent, optimizer, mb, args, run.mean))
             metrics = torch.stack(steps).mean(0)
             # Written so that a NaN, which compares as False, ends the epochs too.
-            if args.target_kl is not None and not run.mean(metrics)[4] <= args.target_kl:
+            if args.target_kl is not None and not run.mean(metrics)[METRICS.index("approx_kl")] <= args.target_kl:
                 break
         run.check_finite(metrics)
 

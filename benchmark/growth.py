@@ -142,7 +142,7 @@ class AllCells(ppo_gridwise.CategoricalMap):
     """The distribution as it is commonly written: torch's, field by field, for logits (B * H * W, A) of all cells."""
 
     def __init__(self, logits: torch.Tensor, mask: torch.Tensor, action_mask: torch.Tensor, nvec: tuple[int, ...]):
-        self.mask, self.maps, self.agents = mask, mask.nonzero()[:, 0], self
+        self.mask, self.map_index, self.agents = mask, mask.nonzero()[:, 0], self
         legal = rearrange(action_mask, "b a h w -> (b h w) a").split(nvec, dim=1)
         self.fields = [
             Categorical(logits=torch.where(allowed, scores, -1e8))

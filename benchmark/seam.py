@@ -110,12 +110,12 @@ def clip_each_field(script: ModuleType) -> None:
         return policy.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)  # (..., K), not summed
 
     @torch.no_grad()
-    def look_back(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_actions(agent: nn.Module, obs: Tensor, masks: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         policy, values = agent(obs.flatten(0, 1), masks.flatten(0, 1))
         log_probs = policy.log_prob(actions.flatten(0, 1))
         return log_probs.unflatten(0, obs.shape[:2]), values.view(obs.shape[:2])
 
-    script.CategoricalMasked.log_prob, script.look_back, loss = log_prob, look_back, script.ppo_loss
+    script.CategoricalMasked.log_prob, script.evaluate_actions, loss = log_prob, evaluate_actions, script.ppo_loss
 
     def ppo_loss(agent: nn.Module, mb: tuple[Tensor, ...], args: Any) -> tuple[Tensor, Tensor]:
         *before, advantages, returns, values = mb

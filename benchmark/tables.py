@@ -498,9 +498,9 @@ def headline() -> str:
     seconds = [reached(recorded, name).split(" [")[0] for name in (peer, arm, f"{arm}, compiled")]
     return (
         f"Our PPO with 64 environments makes {times[0]} times the steps per second of sb3-contrib's MaskablePPO, and "
-        f"{times[1]} times with `--compile`.\nA training return of 36 on JobRouting takes MaskablePPO {seconds[0]} s, ours "
-        f"{seconds[1]} s, and ours compiled {seconds[2]} s from torch's cache, some 13 s\nmore where that is empty. One JAX "
-        "program that holds rollout, world and update makes more steps per second still:\n"
+        f"{times[1]} times with `--compile`.\nA training return of 36 on JobRouting takes MaskablePPO {seconds[0]} s, "
+        f"ours {seconds[1]} s, and ours compiled {seconds[2]} s from torch's cache, some 13 s\nmore where it is empty. "
+        "One JAX program that holds rollout, world and update makes more steps per second still:\n"
         "[docs/speed.md](docs/speed.md)."
     )
 

@@ -168,7 +168,7 @@ def test_the_whole_agent_ignores_absent_entities(pointer, num_globals, bad):
         net.zero_grad()
         filled = obs.clone()
         filled[..., 1:6] = torch.where(mask[..., None], obs[..., 1:6], filler)
-        logits, values = net.heads(filled)
+        logits, values = net.logits_and_values(filled)
         (logits[mask].sum() if pointer else logits.square().sum()).backward(retain_graph=True)
         values.sum().backward()
         results.append([logits.detach(), values.detach(), *(p.grad.clone() for p in net.parameters())])
@@ -180,15 +180,15 @@ def test_without_the_attention_mask_padding_is_seen():
     net, (_, mask) = agent(attention_mask=False), some_sets()
     obs = observations(mask)
     changed = torch.cat([obs[..., :1], torch.where(mask[..., None], obs[..., 1:], 3.0)], dim=-1)
-    assert not torch.allclose(net.heads(obs)[1][1:], net.heads(changed)[1][1:])
+    assert not torch.allclose(net.logits_and_values(obs)[1][1:], net.logits_and_values(changed)[1][1:])
 
 
 def test_a_pointer_follows_its_entities():
     """Logits move with the entities, the value does not: it is the mean over those that are present."""
     net, (_, mask) = agent(pointer=True), some_sets()
     obs, order = observations(mask), torch.randperm(7)
-    logits, values = net.heads(obs)
-    moved_logits, moved_values = net.heads(obs[:, order])
+    logits, values = net.logits_and_values(obs)
+    moved_logits, moved_values = net.logits_and_values(obs[:, order])
     assert_close(moved_logits, logits[:, order])
     assert_close(moved_values, values)
 
@@ -207,15 +207,15 @@ def test_the_first_row_alone_is_read_where_it_is_present():
 def test_without_the_first_row_the_others_are_read_in_any_order():
     net, mask = agent(), sets_without_the_first()
     obs, order = observations(mask), torch.tensor([0, 4, 2, 6, 1, 3, 5])
-    results = net.heads(obs)
-    for result, moved in zip(results, net.heads(obs[:, order]), strict=True):
+    results = net.logits_and_values(obs)
+    for result, moved in zip(results, net.logits_and_values(obs[:, order]), strict=True):
         assert_close(result, moved)
     _, _, weights = net.encode(obs, need_weights=True)
     assert_close(weights.sum(-1), mask.any(1)[:, None, None].expand(-1, 4, 1).float())
     assert (weights[:, :, 0][~mask[:, None].expand(-1, 4, -1)] == 0).all()
     changed = obs.clone()
     changed[:, 3, 1:] += 1
-    for result, other in zip(results, net.heads(changed), strict=True):
+    for result, other in zip(results, net.logits_and_values(changed), strict=True):
         difference = (result - other).abs().view(6, -1).max(1).values
         assert (difference[:-1] > 1e-4).all() and difference[-1] == 0  # there is nobody in the last one
 
@@ -223,7 +223,7 @@ def test_without_the_first_row_the_others_are_read_in_any_order():
 def test_where_nobody_is_present_the_global_features_are_read():
     nobody = torch.zeros(3, 7, dtype=torch.bool)
     for num_globals in (0, 2):
-        for result in agent(num_globals).heads(observations(nobody, num_globals)):
+        for result in agent(num_globals).logits_and_values(observations(nobody, num_globals)):
             assert (result[0] == result[1]).all() == (num_globals == 0)
 
 
@@ -234,14 +234,14 @@ def test_global_features_change_which_entities_matter(pointer):
     obs = observations(mask, 2)
     changed = obs.clone()
     changed[..., -2:] += 1
-    (logits, values), (other_logits, other_values) = net.heads(obs), net.heads(changed)
+    (logits, values), (other_logits, other_values) = net.logits_and_values(obs), net.logits_and_values(changed)
     assert ((logits - other_logits).std(1) > 1e-4).all() and ((values - other_values).abs() > 1e-4).all()
 
 
 @pytest.mark.parametrize("num_globals", [0, 2])
 def test_an_observation_without_entities_has_finite_logits_value_and_gradients(num_globals):
     net = agent(num_globals)
-    logits, values = net.heads(observations(torch.zeros(3, 7, dtype=torch.bool), num_globals))
+    logits, values = net.logits_and_values(observations(torch.zeros(3, 7, dtype=torch.bool), num_globals))
     (logits.sum() + values.sum()).backward()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     assert torch.isfinite(logits).all() and torch.isfinite(values).all() and all(torch.isfinite(g).all() for g in grads)
@@ -267,7 +267,7 @@ def test_layers_compute_on_present_rows_only(mask):
     net, rows = agent(), []
     for layer in (net.embed[0], *(block.mlp for block in net.blocks), net.blocks[1].attention.to_kv):
         layer.register_forward_hook(lambda module, inputs, out: rows.append(len(inputs[0])))
-    net.heads(observations(mask))
+    net.logits_and_values(observations(mask))
     assert rows == [mask.sum(), mask.sum(), mask.sum(), mask.any(1).sum()] and mask.sum() < mask.numel()
 
 

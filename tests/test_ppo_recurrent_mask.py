@@ -73,7 +73,7 @@ def test_the_ratio_is_1_before_the_first_step_whatever_the_minibatch():
     masks = torch.rand(T, N, 5) < 0.7
     masks[..., [0, 3]] = True
     actions = agent((obs, starts, first), masks)[0].sample()
-    logprobs, values, states = rec.look_back(agent, (obs, starts, first), masks, actions)
+    logprobs, values, states = rec.evaluate_actions(agent, (obs, starts, first), masks, actions)
     assert states.shape == (T, N, H)
     numbers = torch.randn(2, T, N)
     for inds in ([0, 1, 2, 3, 4], [3, 1], [4]):

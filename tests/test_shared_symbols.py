@@ -17,9 +17,9 @@ SCRIPTS = (PPO, DQN, ATTENTION, GRID, RECURRENT)
 SHARED = {
     (PPO, ATTENTION, GRID, RECURRENT): ("CategoricalMasked", "layer_init", "compute_gae", "update"),
     (PPO, ATTENTION, RECURRENT): ("ppo_loss",),
-    (PPO, ATTENTION): ("look_back",),
+    (PPO, ATTENTION): ("evaluate_actions",),
 }
-DIFFERENT = {"Args", "Agent", "main", "ppo_loss", "look_back", "update"}  # the same name, another text
+DIFFERENT = {"Args", "Agent", "main", "ppo_loss", "evaluate_actions", "update"}  # the same name, another text
 
 
 def symbols(script):
