@@ -23,7 +23,16 @@ from gymnasium.envs.registration import load_env_creator
 from envs.base import BatchedEnv, SingleEnv
 from envs.constraints import In, Mask, MaskFunction, VectorMaskFunction, legal_actions
 
-__all__ = ["BatchedEnv", "In", "Mask", "MaskFunction", "SingleEnv", "VectorMaskFunction", "legal_actions"]
+__all__ = [
+    "BatchedEnv",
+    "In",
+    "Mask",
+    "MaskFunction",
+    "SingleEnv",
+    "VectorMaskFunction",
+    "legal_actions",
+    "register_batched",
+]
 
 
 def register_batched(env_id: str, vector_entry_point: str, **kwargs: Any) -> None:

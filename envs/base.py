@@ -42,14 +42,25 @@ class BatchedEnv(VectorEnv):
     * `_observe(rows)`: the observation of these rows, freshly allocated: an array (R, ...) or a dict of such arrays.
     * `_info(rows)`: a dict of arrays (R, ...); `action_mask` (R, sum of choices) int8 among them, unless a
       `VectorMaskFunction` around the environment makes it. `_final_info(rows)` adds what is known when an episode ends:
-      by convention `optimal_return`, the return of best play, and `optimal_length`, its number of steps; `points_...`,
-      what was got against a kind of opponent, NaN against others; `by_other`, True where somebody else had the seat.
+      by convention `optimal_return`, the return of best play, and `optimal_length`, its number of steps; `success`,
+      `drawn` and `lost`, 0 or 1; `points_...`, what was got against a kind of opponent, NaN against others; `by_other`,
+      True where somebody else had the seat.
 
     Autoreset is SAME_STEP: where an episode ends, the returned observation and info are those of the new episode, and
     `infos["final_obs"]` and `infos["final_info"]` hold those of the finished one. Unlike Gymnasium's own vector
     environments, `final_obs` is a batched observation, valid in the rows that `infos["_final_obs"]` marks.
 
-    Episodes longer than `max_episode_steps` are truncated. Rewards are float64, flags bool, masks int8.
+    Rewards are float64, flags bool, masks int8.
+
+    Args:
+        num_envs: N.
+        observation_space, action_space: of one environment.
+        max_episode_steps: steps after which an episode is truncated.
+        render_mode: one of `metadata["render_modes"]`, or None.
+
+    Raises:
+        ValueError: num_envs or max_episode_steps below 1, an unknown render_mode; in `step`, another shape from
+            `_advance`.
     """
 
     metadata: dict[str, Any] = {

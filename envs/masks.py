@@ -225,7 +225,7 @@ def choose(
 
 
 def drop_legal(mask: np.ndarray, nvec: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A stricter mask (N, sum(nvec)): each legal choice is forbidden with probability `share`, but one in each field.
+    """A stricter mask (N, sum(nvec)): each legal choice is forbidden with probability `share`; one a field stays.
 
     On a grid, (N, 1 + sum(nvec), H, W), so are those of each agent.
 

@@ -68,14 +68,14 @@ class UniformVectorEnv(VectorWrapper):
         prev_inputs: append the last action, one-hot by field, and the last reward to the layout "flat": 0 at the start
             of an episode; a final observation comes with those that led to it.
         dependent: whether the script chooses field by field; otherwise fields that depend on each other are refused.
-        statistics: by which observations, final ones as well, and rewards are scaled; `returns` are of the rewards as
-            they are.
+        statistics: by which observations, final ones as well, and rewards are scaled; `episode_returns` are of the
+            rewards as they are.
         learns: whether what is seen counts in the statistics; not in evaluation.
 
     Raises:
         ValueError: another autoreset mode, an unsupported space, scaled observations in a world with past selves, which
-            would not see them, and at run time a missing or broken mask, or NaN or
-            inf in an observation or reward, with the environment's index.
+            would not see them, and at run time a missing or broken mask, or NaN or inf in an observation or reward,
+            with the environment's index.
     """
 
     def __init__(

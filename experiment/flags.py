@@ -93,7 +93,7 @@ class Environment:
     env_kwargs: tuple[str, ...] = ()
     """arguments of the environment as pairs KEY VALUE; with --eval-only they replace the checkpoint's"""
     num_envs: Count = 64
-    """environments over all ranks, each stepped once before every action"""
+    """environments over all ranks, stepped together, one action each"""
     async_envs: bool = False
     """one process for each environment, for slow ones that others wrote"""
     norm_obs: bool = False

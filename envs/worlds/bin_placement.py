@@ -100,10 +100,12 @@ class BinPlacement(BatchedEnv):
 
     ## Episode End
     The carousel stops after `num_objects` steps: a termination, and the observation tells the time left.
-    `final_info["optimal_return"]` is what the best legal choice would have earned in every step. No truncation.
+    `final_info["optimal_return"]` is what the best legal choice would have earned, summed over the steps of this
+    episode; an object that is refused counts again. No truncation.
 
     ## Action Mask
-    Bins that are closed or of the wrong size are illegal, as is a value that is no `Bin`. An object that is sent there
+    `action_mask` (N, 9) int8, 1 where legal: 7 bins, then 2 orientations. Bins that are closed or of the wrong size are
+    illegal, as is a value that is no `Bin`. An object that is sent there
     is refused: the reward is 0, the object stays for the next step, and the carousel moves on to fresh bins. REJECT is
     always legal, so the mask is never empty. The mask is declared by `fitting_bins`.
 
@@ -116,6 +118,9 @@ class BinPlacement(BatchedEnv):
         num_objects: steps in an episode.
         dependent: the legal orientations depend on the bin.
         render_mode: "rgb_array", "ansi" or None.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym

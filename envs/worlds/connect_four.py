@@ -103,8 +103,8 @@ class ConnectFour(BatchedEnv):
     plays illegal moves can reach. `final_info` has `success`, `drawn` and `lost`.
 
     ## Action Mask
-    Columns with room, or, for who waits, to pass and nothing else. An illegal action changes nothing: the opponent does
-    not move either, and the reward is 0.
+    `action_mask` (N, 8) int8, 1 where legal: columns with room, or, for who waits, to pass and nothing else. An illegal
+    action changes nothing: the opponent does not move either, and the reward is 0.
 
     ## Self-play
     With `opponent` self or pool the environments 2i and 2i + 1 are the seats of one game, the first mover and the

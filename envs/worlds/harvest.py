@@ -84,7 +84,8 @@ class Harvest(BatchedEnv):
 
     ## Episode End
     Truncation after `max_episode_steps`; no termination. `final_info` has `returned` and `gathered` (units), `workers`
-    (in the field at the end), `workers_lost` and `available` (units at the start, at least the return).
+    (in the field at the end), `workers_lost` and `available` (units at the start). The episode's return is at
+    most `available`; the best possible one is not known, so there is no `optimal_return`.
 
     ## Action Mask
     Two masks, laid out like the grid: `agent_mask` (N, H, W) int8 is 1 where there is a worker, `action_mask`
@@ -107,6 +108,9 @@ class Harvest(BatchedEnv):
         respawn: steps without a worker until a free one comes.
         max_episode_steps: steps until truncation.
         render_mode: "rgb_array", "ansi" or None.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym

@@ -66,11 +66,11 @@ class JobRouting(BatchedEnv):
     ## Episode End
     The shift is over after `num_jobs` steps: a termination, since the next shift does not depend on it, and the
     observation tells the time left. `final_info["optimal_return"]` is what the best machine that was up would have
-    earned in every step. There is no truncation.
+    earned, summed over the steps of this episode; a job that waits counts again. There is no truncation.
 
     ## Action Mask
-    Machines that are down are illegal. A job that is sent to one waits, so that the step is lost; the clock and the
-    failures go on. The mask is declared by `only_machines_that_are_up`.
+    `action_mask` (N, M) int8, 1 where legal: machines that are down are illegal. A job that is sent to one waits, so
+    that the step is lost; the clock and the failures go on. The mask is declared by `only_machines_that_are_up`.
 
     ## Arguments
     Args:
@@ -82,6 +82,9 @@ class JobRouting(BatchedEnv):
         render_mode: "rgb_array", "ansi" or None.
         show_up: of `make_job_routing_vec` and the registered id: the learner sees `up` too, so that without the mask it
             can learn what is legal.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym

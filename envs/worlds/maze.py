@@ -59,7 +59,8 @@ class Maze(BatchedEnv):
     shortest path from the start, `optimal_length`, and its return, `optimal_return`.
 
     ## Action Mask
-    Moves into a wall or beyond the border are illegal. They leave the agent where it is, and the step is lost.
+    `action_mask` (N, 4) int8, 1 where legal. Moves into a wall or beyond the border are illegal. They leave the agent
+    where it is, and the step is lost.
 
     ## Arguments
     Args:
@@ -69,6 +70,9 @@ class Maze(BatchedEnv):
         max_episode_steps: steps until truncation; default 4 * size.
         trail: whether the observation holds the trail.
         render_mode: "rgb_array", "ansi" or None.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym

@@ -72,8 +72,10 @@ class MicroRTS(BatchedEnv):
 
     ## Description
     Two players on a small map harvest resources, build bases, barracks, workers and soldiers, and try to destroy each
-    other; the rules are those of MicroRTS (Ontanon 2013), which runs as it is. A unit that was told to do something is
-    busy for some frames of the game and takes no orders meanwhile: a worker's move takes 10, its harvest 20.
+    other; the rules are those of MicroRTS (Ontanon 2013, https://github.com/Farama-Foundation/MicroRTS), which runs as
+    it is, through gym-microrts (Huang et al. 2021, https://arxiv.org/abs/2105.13807). A unit that was told to do
+    something is busy for some frames of the game and takes no orders meanwhile: a worker's move takes 10, its harvest
+    20.
 
     ## Action Space
     `MultiDiscrete` of shape (H, W, 7) with (6, 4, 4, 4, 4, 7, 49) choices in each cell, actions (N, H, W, 7) integers:

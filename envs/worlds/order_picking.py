@@ -42,7 +42,7 @@ class OrderPicking(BatchedEnv):
     `final_info` holds `optimal_return` 1 and `optimal_length`, the number of ordered parcels.
 
     ## Action Mask
-    Empty places are illegal: picking from one does nothing but take time.
+    `action_mask` (N, E) int8, 1 where legal. Empty places are illegal: picking from one does nothing but take time.
 
     ## Arguments
     Args:
@@ -50,6 +50,9 @@ class OrderPicking(BatchedEnv):
         num_entities: E, places on the shelf, at least 2.
         num_parcels: how many of them hold a parcel at the start, 2 to E; default: about half, at random.
         render_mode: "rgb_array", "ansi" or None.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym

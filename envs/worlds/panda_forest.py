@@ -122,8 +122,8 @@ class PandaForest(BatchedEnv):
     exceeds and bad luck can prevent.
 
     ## Action Mask
-    Moves into a tree or beyond the border are illegal; to stay is always legal, and to step on an enemy is legal too.
-    An illegal move leaves the panda where it is, and the world goes on.
+    `action_mask` (N, 5) int8, 1 where legal. Moves into a tree or beyond the border are illegal; to stay is always
+    legal, and to step on an enemy is legal too. An illegal move leaves the panda where it is, and the world goes on.
 
     ## Rendering
     Darker cells are those that the panda does not see; hidden entities are pale. If `attention` is set on the batched
@@ -140,6 +140,9 @@ class PandaForest(BatchedEnv):
         dragon_rest: the probability that a dragon does not move in a step.
         max_episode_steps: steps until truncation.
         render_mode: "rgb_array", "ansi" or None.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym

@@ -39,8 +39,8 @@ class PettingZoo(BatchedEnv):
     `max_episode_steps` moves. `final_info` has `success`, `drawn` and `lost`: returns above, at and below 0.
 
     ## Action Mask
-    The game's for who moves, to pass for all others. An illegal action never reaches the game: nobody moves, and the
-    reward is 0.
+    `action_mask` (N, n + 1) int8, 1 where legal: the game's for who moves, to pass for all others. An illegal action
+    never reaches the game: nobody moves, and the reward is 0.
 
     The game cannot be saved: there is no `get_state`, and a resumed run begins with new games.
 

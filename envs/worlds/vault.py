@@ -21,8 +21,14 @@ class Vault(BatchedEnv):
     `Discrete(num_keys + 1)`: the key to press, and last, to walk on.
 
     ## Observation Space
-    A `Box` (num_keys + num_doors + 2,) float32 in [0, 1]: the digit that is shown, one-hot; the number of the digit or
-    door, one-hot; 1 in front of a door; the share of the episode that is over.
+    A `Box` (num_keys + num_doors + 2,) float32 in [0, 1]:
+
+    | index | content |
+    |-|-|
+    | the first num_keys | the digit that is shown, one-hot; 0 elsewhere |
+    | the next num_doors | the number of the digit or door, one-hot; 0 in the corridor |
+    | the last but one | 1 in front of a door |
+    | the last | the share of the episode that is over |
 
     ## Rewards
     1 for the right key at a door, 0 otherwise.
@@ -35,8 +41,8 @@ class Vault(BatchedEnv):
     without memory, the best is num_doors / (number of keys that work).
 
     ## Action Mask
-    In front of a door the keys that work, elsewhere only to walk on. A key that does not work opens nothing, and one
-    walks on in any case.
+    `action_mask` (N, num_keys + 1) int8, 1 where legal: in front of a door the keys that work, elsewhere only to walk
+    on. A key that does not work opens nothing, and one walks on in any case.
 
     ## Arguments
     Args:
@@ -45,6 +51,9 @@ class Vault(BatchedEnv):
         num_keys: on each keyboard.
         delay: steps between the last digit and the first door.
         render_mode: "rgb_array", "ansi" or None.
+
+    Raises:
+        ValueError: an argument out of its range.
 
     Example:
         >>> import gymnasium as gym
