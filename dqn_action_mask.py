@@ -78,6 +78,11 @@ class Args(Flags):
                 f"be followed by {updates:.4g} updates of --batch-size {self.batch_size}; expected a whole number, 1 "
                 f"or more."
             )
+        if "target_network_frequency" in self.given and self.target_network_frequency < steps:
+            raise ValueError(
+                f"--target-network-frequency {self.target_network_frequency}: the target network is updated once after "
+                f"each round of {steps} environment steps (--num-envs x --train-frequency); expected that many or more."
+            )
         if self.buffer_size < max(steps, self.learning_starts):
             raise ValueError(
                 f"--buffer-size {self.buffer_size} holds less than --learning-starts {self.learning_starts}, or less "
@@ -123,7 +128,7 @@ def td_targets(
     >>> td_targets(reward, terminated, q, torch.tensor([[True, True, False]]), gamma=0.5)
     tensor([1.])
     """
-    if not rewards.shape == terminations.shape == next_q.shape[:1]:
+    if next_q.dim() != 2 or not rewards.shape == terminations.shape == next_q.shape[:1]:
         found = f"{tuple(rewards.shape)}, terminations {tuple(terminations.shape)}, next_q {tuple(next_q.shape)}"
         raise ValueError(f"rewards have shape {found}; expected (B,), (B,) and (B, A).")
     if online_next_q is not None and online_next_q.shape != next_q.shape:

@@ -114,13 +114,13 @@ class CategoricalMasked:
                 f"The mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected the logits' shape "
                 f"{tuple(logits.shape)} and torch.bool, True where legal."
             )
+        nvec = nvec if nvec is None else tuple(int(n) for n in nvec)  # a list or an array will do, of int8 as well
         if nvec is not None and (sum(nvec) != logits.shape[-1] or min(nvec) < 1):
             raise ValueError(
                 f"nvec={nvec} has {sum(nvec)} choices; expected {logits.shape[-1]}, as the logits, 1 or more a field."
             )
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
-        nvec = nvec if nvec is None else tuple(int(n) for n in nvec)  # a list or an array will do
         self.single = nvec is None
         if nvec is not None and len(set(nvec)) > 1:  # pad fields to the largest, with choices that are never legal
             place = self._places(nvec, logits.device)
@@ -162,15 +162,17 @@ class CategoricalMasked:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A random action: int64 (...), or (..., K). The Gumbel-max trick, faster than torch.multinomial."""
-        noisy = self.logits - torch.empty_like(self.logits).exponential_(generator=generator).log()
+        centred = self.logits - self.logits.amax(-1, keepdim=True)  # beside a logit of 1e7 the noise would be lost
+        noisy = centred - torch.empty_like(self.logits).exponential_(generator=generator).log()
         # An exponential draw can be 0 in float32 and its noise +inf, so the mask comes after the noise.
         return torch.where(self.mask, noisy, self.lowest).argmax(-1)
 
     @property
     def log_probs(self) -> Tensor:
         """Log-probabilities in the shape of `probs`; about the lowest finite number where illegal."""
-        if self._log_probs is None:  # functools.cached_property would break torch.compile's graph
-            self._log_probs = self.logits.log_softmax(-1)
+        grad = torch.is_grad_enabled() and self.logits.requires_grad  # what no_grad has left has no gradient
+        if self._log_probs is None or (grad and not self._log_probs.requires_grad):
+            self._log_probs = self.logits.log_softmax(-1)  # functools.cached_property would break torch.compile's graph
         return self._log_probs
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ class CategoricalMasked:
             expected = tuple(self.logits.shape[:-1])
             raise ValueError(f"The action has shape {tuple(action.shape)}; expected {expected}.")
         log_prob = self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
-        return log_prob if self.single else log_prob.sum(-1)
+        return log_prob if self.single else log_prob.sum(-1).clamp(min=self.lowest)
 
     def entropy(self) -> Tensor:
         """Entropy (...) in nats over legal actions, summed over fields."""
@@ -299,7 +301,7 @@ def compute_gae(
         found = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in (rewards, values, next_values, dones))
         raise ValueError(f"rewards, values, next_values and dones are {found}; expected (T, N) each, dones bool.")
     advantages = rewards + gamma * next_values - values  # so far of one step
-    carry = (gamma * gae_lambda * (~dones)).unbind()
+    carry = (gamma * gae_lambda * (~dones).to(advantages.dtype)).unbind()
     rows = advantages.unbind()  # views: indexing in the loop would cost more than the arithmetic
     for t in reversed(range(len(rows) - 1)):
         rows[t].addcmul_(carry[t], rows[t + 1])

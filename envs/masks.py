@@ -215,7 +215,7 @@ def choose(
         return np.where(mask, scores, -np.inf).argmax(1)
     if field_mask is None:
         within = np.arange(nvec.max()) < nvec[:, None]  # (K, A): the choices of each field, padded to the largest
-        padded = np.full((len(scores), *within.shape), -np.inf, np.float32)
+        padded = np.full((len(scores), *within.shape), -np.inf)
         padded[:, within] = np.where(mask, scores, -np.inf)
         return padded.argmax(2)
     actions = np.zeros((len(scores), len(nvec)), np.int64)

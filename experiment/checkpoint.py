@@ -107,7 +107,9 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
         if flags[key] != bound[key]:
             clash = f"{flag(key)} {flags[key]}: the checkpoint was trained with {bound[key]}."
             raise ValueError(f"{clash} A checkpoint brings its own flags; leave this one out, or start a new run.")
-    return checkpoint, type(args)(**flags | bound), path
+    loaded = type(args)(**flags | bound)
+    loaded.given = args.given
+    return checkpoint, loaded, path
 
 
 def rehearse(envs: UniformVectorEnv) -> None:

@@ -164,7 +164,8 @@ def sampler(agent: Any, nvec: np.ndarray, rng: np.random.Generator) -> Callable[
         # Where fields depend on each other, the mask of those after the first is known when they are chosen only.
         scores = logits(obs, np.ones(mask.shape, bool) if field_mask else mask.astype(bool))
         if not greedy:  # Gumbel noise, of which none is infinite, and before the mask: see CategoricalMasked.sample
-            scores = scores - np.log(rng.standard_exponential(scores.shape, np.float32) + 1e-37)
+            noise = -np.log(rng.standard_exponential(scores.shape, np.float32) + 1e-37)
+            scores = scores.astype(np.float64) + noise  # in float32 it would be lost beside a logit of 1e7
         return choose(scores, mask, nvec, field_mask)
 
     return act

@@ -62,6 +62,20 @@ def test_both_paths_agree_forward_and_backward(num_queries):
         assert_close(written_out, fused, rtol=1e-5, atol=1e-5)
 
 
+def test_scores_that_half_precision_holds_do_not_overflow_on_the_way():
+    """Queries and keys of +-34 over 64 columns: their product is beyond float16, a score of 9,248 is not."""
+    module = MultiHeadAttention(64, 1, 64).half()
+    with torch.no_grad():
+        module.to_q.weight.copy_(torch.eye(64))
+        module.to_kv.weight[:64].copy_(torch.eye(64))
+    x = torch.full((1, 3, 64), 34.0).half()
+    x[0, 1] = -34
+    mask = torch.tensor([[True, True, False]])
+    _, weights = module(x, mask)
+    assert weights[0, 0].tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert_close(module(x, mask, need_weights=False)[0], module(x, mask)[0])
+
+
 def test_the_first_queries_are_those_of_all():
     module, (x, mask) = attention(), some_sets()
     everything, weights = module(x, mask)

@@ -17,6 +17,8 @@ def test_columns_where_rows_are_expected_are_refused():
     for rewards, terminations in ((rows[:, None], rows.bool()), (rows, rows[:, None].bool()), (rows[:1], rows[:1] > 0)):
         with pytest.raises(ValueError, match="rewards have shape .*, terminations .*; expected .B,., .B,. and .B, A."):
             dqn.td_targets(rewards, terminations, q, None, 0.9)
+    with pytest.raises(ValueError, match="next_q .3, 2, 2.; expected .B,., .B,. and .B, A."):
+        dqn.td_targets(rows, rows.bool(), torch.zeros(3, 2, 2), None, 0.9)
     for online in (q[:1], q[:, :1]):
         with pytest.raises(ValueError, match="online_next_q has shape .*, next_q .3, 2.; expected the same"):
             dqn.td_targets(rows, rows.bool(), q, None, 0.9, online)
@@ -216,6 +218,7 @@ def test_termination_does_not_bootstrap(tmp_path, monkeypatch):
     (("--replay-ratio", "0.3"), "--replay-ratio 0.3: 256 environment steps .* 0.3 updates of --batch-size 256"),
     (("--batch-size", "100"), "10.24 updates of --batch-size 100; expected a whole number"),
     (("--buffer-size", "5000"), "--buffer-size 5000 holds less than --learning-starts 10000"),
+    (("--target-network-frequency", "200"), "--target-network-frequency 200: .* after each round of 256 environment"),
     (("--total-timesteps", "10"), "less than one rollout of 256 steps"),
     (("--total-timesteps", "8192"), "--learning-starts 10000: nothing would be learnt in 8192 steps"),
     (("--env-id", "Masked/BinPlacement-v0"), "DQN takes Discrete, and ppo_action_mask.py takes MultiDiscrete"),

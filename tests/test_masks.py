@@ -222,6 +222,33 @@ def test_sampling_frequencies_match_probabilities():
     assert frequencies[2] == 0
 
 
+@pytest.mark.parametrize("shift", [-1e30, -1e7, 1e7, -math.inf])
+def test_sampling_frequencies_match_probabilities_of_large_logits(shift):
+    """Noise that is added to a logit of 1e7 in float32 is rounded to its steps of 1, beside 1e30 it is lost."""
+    logits = (LOGITS[1] + shift).expand(20_000, 3)
+    policy = CategoricalMasked(logits, MASK[1].expand(20_000, 3))
+    samples = policy.sample(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(samples.bincount(minlength=3) / len(samples), policy.probs[0], atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_what_is_looked_at_without_gradients_leaves_the_gradient_as_it_is(quiet):
+    """Such as the entropy for a log, before the loss is computed."""
+    logits, action = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    (expected,) = torch.autograd.grad(CategoricalMasked(logits, None).log_prob(action).sum(), logits)
+    policy = CategoricalMasked(logits, None)
+    with quiet():
+        policy.entropy()
+    (found,) = torch.autograd.grad((policy.log_prob(action) + policy.entropy().detach()).sum(), logits)
+    assert torch.equal(found, expected) and found.any()
+
+
+def test_an_action_with_several_illegal_choices_has_a_finite_log_probability():
+    """The sum of two lowest numbers is -inf, and the difference of two of those NaN."""
+    policy = CategoricalMasked(torch.zeros(1, 4), torch.tensor([[True, False, True, False]]), (2, 2))
+    assert policy.log_prob(torch.tensor([[1, 1]])).item() == pytest.approx(torch.finfo(torch.float32).min)
+
+
 def test_infinite_noise_does_not_pick_an_illegal_action(monkeypatch):
     """float32 exponential draws can be exactly 0: their Gumbel noise is +inf, and must not win if it is illegal."""
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, generator=None: self.fill_(0.0))
@@ -276,6 +303,8 @@ def test_sizes_of_fields_may_be_any_list_of_them(nvec):
     expected = CategoricalMasked(logits, None, nvec).probs
     for same in (list(nvec), np.array(nvec), torch.tensor(nvec)):
         assert torch.equal(CategoricalMasked(logits, None, same).probs, expected)
+    many = np.array([100, 100], np.int8)  # whose sum is beyond int8
+    assert CategoricalMasked(torch.randn(2, 200), None, many).probs.shape == (2, 2, 100)
 
 
 @pytest.mark.parametrize("graph", ["export", "compile"])

@@ -11,13 +11,14 @@ from envs.masks import drop_legal
 from ppo_action_mask import Args, main
 
 
-def test_gae_matches_the_definition_with_terminations_and_truncations():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gae_matches_the_definition_with_terminations_and_truncations(dtype):
     """The sum over l of (gamma lambda)^l delta, cut where an episode ends; bootstrap 0, V(final) or V(next)."""
     generator = torch.Generator().manual_seed(0)
     T, N, gamma, lam = 12, 5, 0.9, 0.8
-    rewards, values, next_values = (torch.randn(T, N, generator=generator) for _ in range(3))
+    rewards, values, next_values = (torch.randn(T, N, generator=generator, dtype=dtype) for _ in range(3))
     dones = torch.rand(T, N, generator=generator) < 0.3
-    expected = torch.zeros(T, N)
+    expected = torch.zeros(T, N, dtype=dtype)
     for n in range(N):
         for t in range(T):
             for k in range(t, T):
@@ -63,6 +64,17 @@ def test_acting_in_numpy_draws_from_the_policy(nvec, masked):
     for p, column in zip(probs, actions.reshape(count, -1).T, strict=True):
         frequencies = np.bincount(column, minlength=len(p)) / count
         assert (abs(frequencies - p) <= 5 * np.sqrt(p * (1 - p) / count) + 1e-6).all()
+
+
+def test_acting_in_numpy_draws_from_the_policy_of_large_logits_too():
+    """In float32 the noise would be lost beside them."""
+    agent = ppo.Agent(3, (3,), 8)
+    with torch.no_grad():
+        agent.actor[-1].weight.zero_()
+        agent.actor[-1].bias.copy_(torch.tensor([1e8, 1e8, 1e8 + 1e9]))
+    act, mask = ppo.sampler(agent, np.array([3]), np.random.default_rng(0)), np.array([[True, True, False]])
+    actions = act(np.zeros((10_000, 3), np.float32), mask.repeat(10_000, axis=0))
+    assert abs(np.bincount(actions, minlength=3) / 10_000 - [0.5, 0.5, 0]).max() < 0.025
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -24,7 +24,7 @@ def alone(gradients):
 
 def shuffled_mask(size, total, generator):
     mask = torch.rand(size, total, generator=generator) < 0.6
-    mask[:, [0, -1]] = True  # a legal choice in the first and in the last field
+    mask[:, [0, 2, -1]] = True  # action 0 of a single field and of both of (2, 3), and the last one
     return mask
 
 
