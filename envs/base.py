@@ -30,6 +30,14 @@ def put_rows(batch: Any, rows: np.ndarray, values: Any) -> None:
         batch[rows] = values
 
 
+def layers(env: Any) -> list[Any]:
+    """The environment, plain or batched, and all that it wraps, from the outermost wrapper inwards."""
+    chain = [env]
+    while chain[-1] is not env.unwrapped:
+        chain.append(chain[-1].env)
+    return chain
+
+
 class BatchedEnv(VectorEnv):
     """N copies of one environment, stepped together without a Python loop over them.
 
@@ -191,8 +199,9 @@ class SingleEnv(gym.Env):
         self.batch, self.metadata, self.render_mode = batch, batch.metadata, batch.render_mode
         self.observation_space, self.action_space = batch.single_observation_space, batch.single_action_space
         batch.unwrapped.autoreset = False
-        if getattr(batch, "field_masks", None):  # fields that depend on each other
-            self.field_mask = lambda chosen: batch.field_masks(np.array([chosen], np.int64))[0]
+        self._declared = next((e for e in layers(batch) if isinstance(e, VectorMaskFunction)), None)
+        if getattr(self._declared, "field_masks", None):  # fields that depend on each other
+            self.field_mask = lambda chosen: self._declared.field_masks(np.array([chosen], np.int64))[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start a new episode."""
@@ -213,14 +222,14 @@ class SingleEnv(gym.Env):
 
     def get_state(self) -> dict[str, Any]:
         """The whole state, the generator's included."""
-        seen = {"seen": deepcopy(self.batch.seen)} if isinstance(self.batch, VectorMaskFunction) else {}
+        seen = {"seen": deepcopy(self._declared.seen)} if self._declared else {}
         return self.batch.unwrapped.get_state() | seen
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` gave."""
         self.batch.unwrapped.set_state(state)
         if "seen" in state:
-            self.batch.seen = state["seen"]
+            self._declared.seen = state["seen"]
 
 
 def _flagged(info: dict[str, np.ndarray], flags: np.ndarray) -> dict[str, np.ndarray]:

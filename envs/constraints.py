@@ -368,7 +368,8 @@ class MaskFunction(_FieldActions, gym.Wrapper):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset, with the first state's mask in the info."""
         obs, info = self.env.reset(**kwargs)
-        return self._shown(obs), info | {"action_mask": self._mask(obs)}
+        self.mask = self._mask(obs)
+        return self._shown(obs), info | {"action_mask": self.mask}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step with indices; the inner environment gets the enumerations' values."""
@@ -376,8 +377,12 @@ class MaskFunction(_FieldActions, gym.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(values)
         # Nobody acts in a terminal state, of which the mask function may know nothing.
         nothing = np.zeros(sum(map(len, self.members)), np.int8)
-        mask = nothing if terminated else self._mask(obs, truncated)
-        return self._shown(obs), reward, terminated, truncated, info | {"action_mask": mask}
+        self.mask = nothing if terminated else self._mask(obs, truncated)
+        return self._shown(obs), reward, terminated, truncated, info | {"action_mask": self.mask}
+
+    def action_masks(self) -> np.ndarray:
+        """The present state's mask (sum of members,) int8, as sb3-contrib asks for it."""
+        return self.mask
 
     def _mask(self, obs: Any, ended: bool = False) -> np.ndarray:
         self.seen = obs

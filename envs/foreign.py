@@ -1,5 +1,6 @@
 """Environments that others wrote are guests: checked, copied, never written to, and their conventions become one."""
 
+import atexit
 import multiprocessing.connection
 import traceback
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.async_vector_env import AsyncState
 from gymnasium.vector.utils import concatenate, create_empty_array
 
+from envs.base import layers
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, grid_nvec
 
 OUTCOMES = ("success", "drawn", "lost")
@@ -30,11 +32,13 @@ def reason(error: Exception) -> str:
 class Guest(gym.Wrapper):
     """One environment that somebody else wrote, as Gymnasium's vector environments and the scripts need it.
 
-    * Conventions for masks become `info["action_mask"]`, int8, in this order: an `action_mask` in the info
-      (Gymnasium), `action_masks()` or a property of that name (sb3-contrib), `get_available_actions()`, which lists
-      legal actions (highway-env), a key "action_mask" of a Dict observation (PettingZoo, RLlib), which then
-      leaves the observation. A mask is one array or, for several fields, a tuple of one for each. On a grid masks are
-      `info["action_mask"]` (A, H, W) and `info["agent_mask"]` (H, W).
+    * Conventions for masks become `info["action_mask"]`, int8: an `action_mask` in the info (Gymnasium),
+      `action_masks()` or a property of that name (sb3-contrib), `get_available_actions()`, which lists legal actions
+      (highway-env), a key "action_mask" of a Dict observation (PettingZoo, RLlib), which then leaves the observation.
+      A mask is one array or, for several fields, a tuple of one for each. On a grid masks are `info["action_mask"]`
+      (A, H, W) and `info["agent_mask"]` (H, W).
+    * Of several methods that of the outermost wrapper counts, and before what the info and the observation hold, which
+      may be of what it wraps. Where it cannot be told which mask is the outermost one, all have to be the same.
     * It is asked for a mask where somebody acts next: not in a terminal state, and in a truncated one it may have none.
     * Its info is read and never written to; the new one holds masks, and `KNOWN` where an episode ended.
     * Observations are copies in the form that their space declares, since many return one array, changed in place.
@@ -61,12 +65,19 @@ class Guest(gym.Wrapper):
             self.observation_space = spaces.Dict({k: v for k, v in space.spaces.items() if k != "action_mask"})
             if not self.observation_space.spaces:
                 raise ValueError(f"{env} observes nothing but its action mask; expected another key beside it.")
-        chain = [env]  # from the outermost wrapper to the environment
-        while chain[-1] is not env.unwrapped:
-            chain.append(chain[-1].env)
-        givers = [(e, name) for name in METHODS for e in chain if name in vars(e) or hasattr(type(e), name)]
+        chain = layers(env)
+        givers = [(e, name) for e in chain for name in METHODS if name in vars(e) or hasattr(type(e), name)]
         self.giver, self.method = givers[0] if givers else (None, None)
         self.by_field = self.method == "field_mask"  # of a single one too
+        inside = [e for e, name in givers if name == "field_mask" and not self.by_field]
+        if require_mask and inside and len(self.fields) > 1:
+            raise ValueError(
+                f"{type(self.giver).__name__} has {self.method}() around {type(inside[0]).__name__}, whose "
+                f"field_mask() says what is legal after other choices; expected a field_mask() of the wrapper, too."
+            )
+        outside = chain[: chain.index(self.giver)] if givers else chain
+        wraps = self.giver is not env.unwrapped and not any(map(_may_write, outside))
+        self.outermost = self.method if wraps else None  # counts whatever the info and the observation hold
         self.uses = next((e.uses for e in chain if hasattr(type(e), "uses") or "uses" in vars(e)), None)
         if require_mask:
             self._refuse_renumbering(chain)
@@ -145,13 +156,14 @@ class Guest(gym.Wrapper):
     def _masks(self, obs: Any, info: Mapping[str, Any], acts: bool) -> dict[str, np.ndarray]:
         """The masks of a state, none if there are none; `acts`: somebody acts in it."""
         try:
-            mask = self._ask(obs, info)
+            given = self._ask(obs, info)
         except Exception as error:
             if acts and self.require_mask:
                 raise self._blame(f"{self.method}", error, "the mask of legal actions") from error
             return {}
         agents = info.get("agent_mask") if self.grid else None
         try:
+            mask = self._agreed(given) if acts else next(iter(given.values()), None)
             if agents is not None:
                 return self._grid_masks(mask, agents, acts)
             return {} if self.grid or mask is None else {"action_mask": self._one_form(mask, acts)}
@@ -160,19 +172,41 @@ class Guest(gym.Wrapper):
                 raise
             return {}
 
-    def _ask(self, obs: Any, info: Mapping[str, Any]) -> Any:
+    def _ask(self, obs: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+        """The masks of a state, by who gives them."""
+        given = {}
         if self.by_field:
             first, rest = self.field_mask_of_row(np.zeros((self.index + 1, 0), np.int64)), self.nvec[1:].sum()
-            return np.concatenate([first, np.ones(rest, np.int8)])
-        mask = info.get("action_mask")
-        if mask is None and self.giver is not None:
-            given = getattr(self.giver, self.method)
+            given["field_mask"] = np.concatenate([first, np.ones(rest, np.int8)])
+        elif self.giver is not None:
+            given[self.method] = getattr(self.giver, self.method)
             try:
-                given = given() if callable(given) else given
+                given[self.method] = given[self.method]() if callable(given[self.method]) else given[self.method]
             except NotImplementedError:  # a base class's: this environment has no such mask
-                given = None
-            mask = given if given is None or self.method == "action_masks" else self._listed(given)
-        return obs["action_mask"] if mask is None and self.in_observation else mask
+                given[self.method] = None
+            if given[self.method] is not None and self.method != "action_masks":
+                given[self.method] = self._listed(given[self.method])
+        given["the info"] = info.get("action_mask")
+        given["the observation"] = obs["action_mask"] if self.in_observation else None
+        known = {name: mask for name, mask in given.items() if mask is not None}
+        return {self.outermost: known[self.outermost]} if self.outermost in known else known
+
+    def _agreed(self, given: dict[str, Any]) -> Any:
+        """The mask of a state that somebody acts in, on which all agree that give one."""
+        if len(given) < 2:
+            return next(iter(given.values()), None)
+        names = list(given)
+        masks = [np.array(mask) if self.grid else self._one_form(mask, acts=True) for mask in given.values()]
+        if self.by_field and masks[0].shape == masks[-1].shape:  # a flat mask beside it may forbid more
+            return np.minimum.reduce(masks)
+        for name, mask in zip(names, masks, strict=True):
+            if not np.array_equal(mask, masks[0]):
+                shown = f"{names[0]} gives {masks[0].tolist()!r:.60} and {name} {mask.tolist()!r:.60}"
+                raise ValueError(
+                    f"Environment {self.index}: {shown} as the mask of one state; expected the same, or a wrapper "
+                    f"around all others with action_masks(), which then counts."
+                )
+        return masks[0]
 
     def _listed(self, actions: Any) -> np.ndarray:
         if len(self.fields) > 1:
@@ -250,9 +284,27 @@ class Seedless(gym.Wrapper):
 
 
 class AsyncGuests(AsyncVectorEnv):
-    """One process for each guest; who dies or does not answer within `patience` seconds is named (ValueError)."""
+    """One process for each guest; who dies or does not answer within `patience` seconds is named (ValueError).
+
+    Signals are for the training, so these processes ignore them, and are killed where it ends without closing them.
+    """
 
     patience = 300.0
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        atexit.register(self._kill)  # before multiprocessing's, which asks them to end and waits
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """End all processes, by force with `terminate`."""
+        if terminate:
+            self._kill()
+        super().close_extras(timeout, terminate)
+        atexit.unregister(self._kill)
+
+    def _kill(self) -> None:
+        for process in self.processes:
+            process.kill()
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments."""
@@ -282,8 +334,6 @@ class AsyncGuests(AsyncVectorEnv):
             if dead:
                 code = self.processes[dead[0]].exitcode
                 what = f"its process ended with exit code {code}" + (" (killed by a signal)" if code < 0 else "")
-            for process in self.processes:
-                process.kill()
             self._state = AsyncState.DEFAULT
             self.close(terminate=True)
             raise ValueError(f"Environment {(dead or late)[0]}: {what}. Try it without --async-envs.") from error
@@ -399,6 +449,12 @@ class GuestBatch(VectorWrapper):
             f"{call} of {self.env} raised {type(error).__name__}: {reason(error)}. Expected {expected}, each of "
             f"{self.num_envs} rows."
         )
+
+
+def _may_write(env: gym.Env) -> bool:
+    """Whether a wrapper that is not Gymnasium's has a `reset` or `step` of its own, and may write masks into infos."""
+    own = [kind for kind in type(env).__mro__ if not kind.__module__.startswith(("gymnasium.", "envs."))]
+    return any(name in vars(kind) for kind in own for name in ("reset", "step"))
 
 
 def _rows(obs: Any, rows: np.ndarray) -> Any:

@@ -113,8 +113,9 @@ def _creator(entry_point: str | Callable) -> Callable:
 
 
 def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: bool, layout: str, main: int) -> Guest:
-    if os.getpid() != main:  # a worker's process: Ctrl-C is the training's, which saves and ends all of them
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getpid() != main:  # a worker's process: signals are the training's, which saves and ends all of them
+        for signum in (signal.SIGINT, signal.SIGTERM):  # that many send to the whole group
+            signal.signal(signum, signal.SIG_IGN)
     env = gym.make(env_id, **kwargs)
     takes = inspect.signature(env.unwrapped.reset).parameters.values()
     if not any(parameter.name == "seed" or parameter.kind is parameter.VAR_KEYWORD for parameter in takes):

@@ -9,10 +9,17 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    AutoresetMode,
+    SyncVectorEnv,
+    VectorActionWrapper,
+    VectorEnv,
+    VectorWrapper,
+)
 from gymnasium.vector.utils import batch_space
 
-from envs.base import BatchedEnv
+from envs.base import BatchedEnv, layers
 from envs.constraints import VectorMaskFunction
 from envs.foreign import KNOWN, AsyncGuests, Guest, GuestBatch
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, check_uses, grid_nvec, illegal_actions
@@ -121,7 +128,14 @@ class UniformVectorEnv(VectorWrapper):
                 shape = (shape[0] + self.nvec.sum() + 1,)
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self.dependent, self.joint, self.field_masks = dependent, None, getattr(env, "field_masks", None)
+        chain = layers(env)
+        self.declared = next((e for e in chain if isinstance(e, VectorMaskFunction)), None)
+        asked = next((e for e in chain if getattr(e, "field_masks", None)), None)
+        self.dependent, self.joint, self.field_masks = dependent, None, getattr(asked, "field_masks", None)
+        for wrapper in chain[: chain.index(asked or self.declared or env)]:
+            if require_mask and isinstance(wrapper, VectorActionWrapper):
+                what = f"{type(wrapper).__name__} changes actions between the script and the mask's function"
+                raise ValueError(f"{what}, whose mask is of other actions then; expected it inside of that function.")
         if of_guests and env.get_attr("by_field")[0]:
             self.field_masks = lambda chosen: np.stack(env.call("field_mask_of_row", chosen))
         uses = None  # of a grid's agents; elsewhere an attribute of this name is the environment's own
@@ -224,7 +238,7 @@ class UniformVectorEnv(VectorWrapper):
         if not all(hasattr(self.env.unwrapped, name) for name in ("get_state", "set_state")):
             return None
         kept = {name: getattr(self, name).copy() for name in KEPT} | {"env": self.env.unwrapped.get_state()}
-        seen = deepcopy(self.env.seen) if isinstance(self.env, VectorMaskFunction) else None
+        seen = deepcopy(self.declared.seen) if self.declared else None
         return kept | {"joint": deepcopy(self.joint), "seen": seen}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -232,8 +246,8 @@ class UniformVectorEnv(VectorWrapper):
         for name in KEPT:
             setattr(self, name, state[name])
         self.joint = state["joint"]
-        if isinstance(self.env, VectorMaskFunction):
-            self.env.seen = state["seen"]
+        if self.declared:
+            self.declared.seen = state["seen"]
         self.env.unwrapped.set_state(state["env"])
 
     def _finished(self, given: dict[str, Any], ended: np.ndarray) -> dict[str, Any]:
@@ -279,6 +293,8 @@ class UniformVectorEnv(VectorWrapper):
         else:
             mask = self.joint[rows, *chosen.T]  # (N, A_k, ..., A_K)
             mask = mask.any(tuple(range(2, mask.ndim)))
+        start = self.nvec[:k].sum()  # a wrapper may have narrowed the mask further
+        mask = mask.astype(np.int8) & self.last_mask[:, start : start + self.nvec[k]]
         stuck = ~mask.any(1)
         if stuck.any():
             row = np.flatnonzero(stuck)[0]
@@ -286,7 +302,7 @@ class UniformVectorEnv(VectorWrapper):
                 f"Environment {row}: after the choices {chosen[row].tolist()} nothing is legal in field {k}. Every "
                 f"legal choice must leave a legal one in the fields after it."
             )
-        return mask.astype(np.int8, copy=False)
+        return mask
 
     def _mask(self, infos: dict[str, Any]) -> np.ndarray:
         """The masks of states that somebody acts in, (N, ...), all of them there and checked."""
