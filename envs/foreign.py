@@ -1,9 +1,9 @@
 """Environments that others wrote are guests: checked, copied, never written to, and their conventions become one."""
 
-import atexit
 import multiprocessing.connection
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium as gym
@@ -293,18 +293,13 @@ class AsyncGuests(AsyncVectorEnv):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        atexit.register(self._kill)  # before multiprocessing's, which asks them to end and waits
+        Finalize(self, _kill, (self.processes,), exitpriority=0)  # before multiprocessing asks them to end, and waits
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """End all processes, by force with `terminate`."""
         if terminate:
-            self._kill()
+            _kill(self.processes)
         super().close_extras(timeout, terminate)
-        atexit.unregister(self._kill)
-
-    def _kill(self) -> None:
-        for process in self.processes:
-            process.kill()
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset all environments."""
@@ -337,6 +332,11 @@ class AsyncGuests(AsyncVectorEnv):
             self._state = AsyncState.DEFAULT
             self.close(terminate=True)
             raise ValueError(f"Environment {(dead or late)[0]}: {what}. Try it without --async-envs.") from error
+
+
+def _kill(processes: list[Any]) -> None:
+    for process in processes:
+        process.kill()
 
 
 class GuestBatch(VectorWrapper):

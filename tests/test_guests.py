@@ -1,5 +1,6 @@
 """Environments that others wrote: never written to, copied, asked when somebody acts, and named when they are wrong."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -617,13 +618,32 @@ def test_a_worker_that_dies_when_it_is_asked_for_a_field_is_named():
         envs.field_mask(np.zeros((2, 1), int))
 
 
-def test_workers_leave_ctrl_c_to_the_training():
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_workers_leave_signals_to_the_training(signum):
+    """Both come to the whole group: from a terminal, from `timeout`, from schedulers."""
     envs = make_vec("Test/Doors-v0", 2, async_envs=True)
     envs.reset(seed=0)
     for process in envs.env.processes:
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signum)
     assert envs.step(np.zeros(2, int))[0].tolist() == [[1], [1]]
     envs.close()
+
+
+@pytest.mark.parametrize("how", ["ends", "is deleted"])
+def test_workers_end_with_a_training_that_does_not_close_them(how):
+    def train():
+        envs = make_vec("Test/Doors-v0", 2, async_envs=True)
+        envs.reset(seed=0)
+        if how == "is deleted":
+            workers = envs.env.processes
+            del envs
+            gc.collect()
+            os._exit(any(worker.is_alive() for worker in workers))
+
+    process = multiprocessing.get_context("fork").Process(target=train)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_a_reset_without_a_seed_is_taken_with_a_warning():
