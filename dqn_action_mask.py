@@ -312,7 +312,7 @@ def main(args: Args) -> dict[str, float]:
     num_updates = round(run.steps * args.replay_ratio / args.batch_size)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
-    for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
+    for iteration in run.iterations():  # after each: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.lr.fill_(lr)
         duration = args.exploration_fraction * args.total_timesteps
@@ -362,7 +362,7 @@ def main(args: Args) -> dict[str, float]:
         """The best legal actions; without memory it does not matter where episodes started."""
         return masked(q_network(run.tensor(obs)), run.tensor(mask).bool()).argmax(1).cpu().numpy()
 
-    return run.finish(play)  # save, evaluate with the mask and without, write scores and pictures
+    return run.finish(play)  # evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

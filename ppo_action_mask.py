@@ -356,7 +356,7 @@ def main(args: Args) -> dict[str, float]:
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
-    for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
+    for iteration in run.iterations():  # after each: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.lr.fill_(lr)
 
@@ -430,7 +430,7 @@ def main(args: Args) -> dict[str, float]:
         return act(obs, head.predict(run.tensor(obs), nvec).cpu().numpy(), greedy=True)
 
     others = {"predicted_mask": play_predicted} if args.predict_mask else {}
-    return run.finish(play, **others)  # save, evaluate with the mask and without, write scores and pictures
+    return run.finish(play, **others)  # evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

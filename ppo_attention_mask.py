@@ -502,7 +502,7 @@ def main(args: Args) -> dict[str, float]:
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
-    for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
+    for iteration in run.iterations():  # after each: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.lr.fill_(lr)
 
@@ -570,7 +570,7 @@ def main(args: Args) -> dict[str, float]:
         """The last block's attention (N, heads, Q, E)."""
         return agent.encode(run.tensor(obs), need_weights=True)[2].cpu().numpy()
 
-    return run.finish(play, look)  # save, evaluate with the mask and without, write scores and pictures
+    return run.finish(play, look)  # evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

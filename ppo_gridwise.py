@@ -479,7 +479,7 @@ def main(args: Args) -> dict[str, float]:
     buffers = (host_obs, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
-    for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
+    for iteration in run.iterations():  # after each: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.lr.fill_(lr)
 
@@ -559,7 +559,7 @@ def main(args: Args) -> dict[str, float]:
         policy, _ = agent(run.tensor(obs), agents, legal)
         return policy.sample().cpu().numpy()
 
-    return run.finish(play, how="sampled")  # save, evaluate with the mask and without, write scores and pictures
+    return run.finish(play, how="sampled")  # evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

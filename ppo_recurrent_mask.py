@@ -383,7 +383,7 @@ def main(args: Args) -> dict[str, float]:
     buffers = (host_obs, host_starts, host_masks, host_actions, host_rewards, host_terminations, host_truncations)
 
     next_obs, next_mask = run.begin()  # reset, or where a checkpoint left off
-    for iteration in run.iterations():  # between two of them: signals, checkpoints when they are due
+    for iteration in run.iterations():  # after each: signals, checkpoints when they are due
         lr = args.learning_rate * (1 - iteration / run.num_iterations) if args.anneal_lr else args.learning_rate
         optimizer.lr.fill_(lr)
 
@@ -461,7 +461,7 @@ def main(args: Args) -> dict[str, float]:
         state = agent.remember(run.tensor(obs)[None], run.tensor(started)[None], state)[0]
         return agent.decide(state, run.tensor(mask).bool())[0].mode.cpu().numpy()
 
-    return run.finish(play)  # save, evaluate with the mask and without, write scores and pictures
+    return run.finish(play)  # evaluate with the mask and without, write scores and pictures
 
 
 if __name__ == "__main__":

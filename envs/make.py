@@ -3,10 +3,12 @@
 import ast
 import importlib
 import inspect
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import Any, Literal, get_args
@@ -15,6 +17,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from envs.base import BatchedEnv
 from envs.foreign import AsyncGuests, Guest, Seedless
 from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
@@ -71,7 +74,8 @@ def make_vec(
         ) from error
     _refuse_kinds(env_id, creator, kwargs)
     try:
-        if not learns and hasattr(creator, "multiple"):
+        batched = isinstance(creator, type) and issubclass(creator, BatchedEnv)  # a guest's `multiple` is its own
+        if not learns and batched and hasattr(creator, "multiple"):
             multiple = creator.multiple(**kwargs)
             num_envs = -(-num_envs // multiple) * multiple
         env = gym.make_vec(env_id, num_envs, "vector_entry_point", **kwargs) if spec.vector_entry_point else None
@@ -128,20 +132,30 @@ def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: b
     return Guest(env, index, require_mask, layout)
 
 
-def parse_env_kwargs(pairs: Sequence[str]) -> dict[str, Any]:
-    """The pairs KEY VALUE of --env-kwargs; values are Python literals, true and false too, or else plain text.
+def parse_env_kwargs(pairs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:
+    """The pairs KEY VALUE of --env-kwargs, or in Python a dict, which is taken as it is.
+
+    Text is read as a Python literal, true and false too, or as a list or object of JSON; else it is plain text.
 
     >>> parse_env_kwargs(["size", "8", "map_name", "4x4"])
     {'size': 8, 'map_name': '4x4'}
     """
-    if len(pairs) % 2:
-        raise ValueError(f"--env-kwargs takes pairs KEY VALUE, got {len(pairs)} words: {' '.join(pairs)}.")
+    if isinstance(pairs, Mapping):
+        return dict(pairs)
+    if not isinstance(pairs, list | tuple) or len(pairs) % 2 or not all(isinstance(key, str) for key in pairs[::2]):
+        words = f"{len(pairs)} words: {' '.join(map(str, pairs))}" if isinstance(pairs, list | tuple) else repr(pairs)
+        raise ValueError(f"--env-kwargs takes pairs KEY VALUE, got {words}.")
     kwargs = {}
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         if key in kwargs:
             raise ValueError(f"--env-kwargs: {key} is given twice, {kwargs[key]!r} and {value}; expected it once.")
-        try:
-            kwargs[key] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (ValueError, SyntaxError):
-            kwargs[key] = value
+        kwargs[key] = _read(value) if isinstance(value, str) else value
     return kwargs
+
+
+def _read(text: str) -> Any:
+    with suppress(ValueError, SyntaxError):
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    with suppress(ValueError):
+        return json.loads(text) if text.startswith(("[", "{")) else text
+    return text

@@ -77,7 +77,7 @@ def load_checkpoint(names: list[str], args: Any, script: str) -> tuple[dict[str,
     if len(names) > 1 or not path:
         found = " ".join(f"{flag(name)} {getattr(args, name)!r}" for name in names)
         raise ValueError(f"{found}: expected one of them, and a path; '' comes from an unset variable.")
-    path = str(Path(path) / "checkpoint.pt") if Path(path).is_dir() else path
+    path = str(Path(path) / "checkpoint.pt" if Path(path).is_dir() else path)
     given, previous = f"{flag(name)} {path}", Path(path).parent / PREVIOUS
     if not Path(path).is_file():
         raise ValueError(f"{given}: there is no such file; expected a run's folder under runs/, or its checkpoint.pt.")

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -182,16 +183,27 @@ def check_flags(args: Any, world_size: int) -> int:
         ValueError: names the flag, what was given and what was expected.
     """
     for name, hint in get_type_hints(type(args), include_extras=True).items():
+        parts = get_args(hint) if get_origin(hint) in (Literal, Union, UnionType) else (hint,)
+        kinds = [getattr(part, "__origin__", part) for part in parts]
+        limits = [x for part in parts for x in getattr(part, "__metadata__", ()) if type(x) is Range]
         value = getattr(args, name)
         if isinstance(value, np.generic):  # of a sweep in Python; a checkpoint holds plain numbers
             value = value.item()
             setattr(args, name, value)
-        choices = get_args(hint) if get_origin(hint) is Literal else (True, False) if hint is bool else (value,)
+        if int in kinds and isinstance(value, float) and value.is_integer():  # 1e6, as on the command line
+            value = int(value)
+            setattr(args, name, value)
+        choices = parts if get_origin(hint) is Literal else (True, False) if hint is bool else (value,)
         if (type(value), value) not in [(type(choice), choice) for choice in choices]:
             raise ValueError(f"{flag(name)} {value!r}: expected one of {', '.join(map(repr, choices))}.")
-        limits = [x for part in (hint, *get_args(hint)) for x in getattr(part, "__metadata__", ()) if type(x) is Range]
-        if limits and value is not None and not (math.isfinite(value) and limits[0].holds(value)):
-            raise ValueError(f"{flag(name)} {value}: expected {limits[0].words}.")
+        if str in kinds and type(value) not in kinds:
+            raise ValueError(f"{flag(name)} {value!r}: expected text.")
+        if limits and not (value is None and type(None) in kinds):
+            if type(value) not in (int, *kinds):  # nor bool, which Python takes for a number
+                kind = "a number" if float in kinds else "a whole number"
+                raise ValueError(f"{flag(name)} {value!r}: expected {kind}, {limits[0].words}.")
+            if not (math.isfinite(value) and limits[0].holds(value)):
+                raise ValueError(f"{flag(name)} {value}: expected {limits[0].words}.")
     if Path(args.exp_name).parts != (args.exp_name,) or len(args.exp_name.encode()) > 100:
         expected = "a name that a folder can have, without a / and of 100 bytes at most"
         raise ValueError(f"--exp-name {args.exp_name!r}: expected {expected}.")

@@ -121,7 +121,7 @@ class Run:
         return self.envs.last_obs, self.envs.last_mask
 
     def iterations(self) -> Iterator[int]:
-        """Numbers of the iterations that are left, none with `--eval-only`; between them, signals and checkpoints."""
+        """Numbers of the iterations that are left, none with `--eval-only`; after each, signals and checkpoints."""
         self.stopped_by = None  # agreed by all ranks, so that all stop after the same iteration
         log_every, last = max(1, self.num_iterations // 250), self.num_iterations * self.steps
         self.bar = tqdm(total=last, initial=self.global_step, unit="step", unit_scale=True, disable=not self.board)
@@ -136,10 +136,13 @@ class Run:
                 if self.world_size > 1:
                     self.statistics.average(self.mean)
                 self.bar.update(self.steps)
-                if self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0:
-                    self.stopped_by = stop.stopped_by or signal.SIGTERM  # that of another rank
                 if self.args.checkpoint_every and self.iteration % self.args.checkpoint_every == 0:
                     self._save()
+                self._heed(stop)
+            wanted = self.num_iterations and (self.args.save_model or self.stopped_by)
+            if wanted and self.mean(torch.tensor(float(self.unsaved or self.saved != self.iteration))) > 0:
+                self._save()
+                self._heed(stop)
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """The array on this run's device; on a CPU it is the same memory."""
@@ -169,7 +172,7 @@ class Run:
         self.envs.ended.clear()  # on every rank, or they would grow for ever
 
     def finish(self, play: Play, look: Look | None = None, how: str = "greedy", **others: Play) -> dict[str, float]:
-        """Save, evaluate as trained and with the mask removed, write scores and pictures; returns the scores.
+        """Evaluate as trained and with the mask removed, write scores and pictures; returns the scores.
 
         Args:
             play: acts for observations and masks.
@@ -182,9 +185,6 @@ class Run:
         """
         scores = {}
         try:
-            wanted = not self.args.eval_only and (self.args.save_model or self.stopped_by)
-            if wanted and self.mean(torch.tensor(float(self.unsaved or self.saved != self.iteration))) > 0:
-                self._save()
             if self.stopped_by:
                 then = f"Continue with --resume {self.kept}" if self.kept else "Nothing was kept."
                 say(f"Stopped by {self.stopped_by.name}. {then}")
@@ -206,6 +206,10 @@ class Run:
         if self.stopped_by or self.unsaved:
             raise SystemExit(128 + self.stopped_by if self.stopped_by else 1)
         return scores
+
+    def _heed(self, stop: StopOnSignal) -> None:
+        if self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0:
+            self.stopped_by = stop.stopped_by or signal.SIGTERM  # that of another rank
 
     def _save(self) -> None:
         self.check_finite(*self.model.parameters())

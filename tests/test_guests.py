@@ -646,6 +646,14 @@ def test_workers_end_with_a_training_that_does_not_close_them(how):
     assert process.exitcode == 0
 
 
+def test_what_a_guest_calls_multiple_is_its_own():
+    class Multiple(Doors):
+        multiple = 2
+
+    gym.register("Test/Multiple-v0", Multiple, disable_env_checker=True)
+    assert make_vec("Test/Multiple-v0", 3, learns=False).num_envs == 3
+
+
 def test_a_reset_without_a_seed_is_taken_with_a_warning():
     with pytest.warns(UserWarning, match="takes no seed, so a run of it cannot be repeated"):
         envs = make_vec("Test/Seedless-v0", 2, {"fault": None})

@@ -220,6 +220,41 @@ def test_every_numeric_flag_has_its_range(script, tmp_path):
 
 
 @pytest.mark.parametrize("flags, words", [
+    ({"num_steps": 16.5}, "--num-steps 16.5: expected a whole number, at least 1"),
+    ({"eval_max_steps": "9"}, "--eval-max-steps '9': expected a whole number, at least 1"),
+    ({"seed": True}, "--seed True: expected a whole number, from 0 to"),
+    ({"seed": None}, "--seed None: expected a whole number"),
+    ({"gamma": None}, "--gamma None: expected a number, from 0 to 1"),
+    ({"learning_rate": "1e-3"}, "--learning-rate '1e-3': expected a number, more than 0"),
+    ({"norm_adv": 1}, "--norm-adv 1: expected one of True, False"),
+    ({"exp_name": 5}, "--exp-name 5: expected text"),
+    ({"env_id": None}, "--env-id None: expected text"),
+    ({"env_kwargs": "num_machines 4"}, "--env-kwargs takes pairs KEY VALUE, got 'num_machines 4'"),
+    ({"env_kwargs": None}, "--env-kwargs takes pairs KEY VALUE, got None"),
+    ({"env_kwargs": (1, "num_machines")}, "--env-kwargs takes pairs KEY VALUE, got 2 words: 1 num_machines"),
+])  # fmt: skip
+def test_flags_of_another_type_are_refused_before_anything_is_made(flags, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ppo.main(ppo.Args(**flags))
+    assert not Path("runs").exists()
+
+
+def test_whole_numbers_may_be_floats_and_arguments_a_dict():
+    sizes = dict(num_envs=4.0, num_steps=8.0, minibatch_size=32.0, update_epochs=1.0, total_timesteps=64.0)
+    kwargs = {"num_machines": 4, "num_up": 2}
+    ppo.main(ppo.Args(**sizes, eval_episodes=2.0, eval_max_steps=1e2, seed=3.0, learning_rate=1, env_kwargs=kwargs))
+    saved = checkpoint()["args"]
+    assert saved["total_timesteps"] == 64 and type(saved["total_timesteps"]) is int and saved["env_kwargs"] == kwargs
+
+
+def test_the_path_of_a_checkpoint_may_be_a_path():
+    main(PPO, *FLAGS, "--eval-episodes", "0")
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    ppo.main(ppo.Args(resume=path, total_timesteps=256))
+    assert checkpoint()["args"]["resume"] == str(path)
+
+
+@pytest.mark.parametrize("flags, words", [
     (("--exp-name", ""), "--exp-name ''"),
     (("--exp-name", "a/b"), "--exp-name 'a/b'"),
     (("--exp-name", "x" * 101), "--exp-name 'x.*of 100 bytes at most"),
@@ -636,6 +671,24 @@ def test_an_interrupted_evaluation_ends_with_a_sentence(monkeypatch, tmp_path, c
     assert end.value.code == 128 + signal.SIGINT and "Stopped by SIGINT after the training" in err
     assert "Evaluation: episodic_return 4.000" in out and checkpoint()["iteration"] == 2
     assert [event.value for event in tensorboard(tmp_path).Scalars("eval/episodic_return")] == [4.0]
+
+
+@pytest.mark.parametrize("every", ["0", "1"])
+def test_a_signal_while_the_last_checkpoint_is_written_leaves_it_whole(monkeypatch, capsys, every):
+    sync, calls = os.fsync, []
+
+    def interrupted(file):
+        calls.append(file)
+        if len(calls) == (1 if every == "0" else 2):
+            signal.raise_signal(signal.SIGTERM)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(PPO, *FLAGS, "--eval-episodes", "2", "--checkpoint-every", every)
+    out, err = capsys.readouterr()
+    assert end.value.code == 128 + signal.SIGTERM and checkpoint()["iteration"] == 2 and "Evaluation" not in out
+    assert "Stopped by SIGTERM. Continue with --resume runs/" in err
 
 
 def test_scaled_observations_and_rewards_are_a_part_of_the_agent(capsys):

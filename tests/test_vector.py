@@ -249,6 +249,9 @@ def test_spaces_without_a_flat_form_are_refused():
 def test_env_kwargs_come_in_pairs():
     assert parse_env_kwargs(["a", "1.5", "b", "text", "c", "[1, 2]"]) == {"a": 1.5, "b": "text", "c": [1, 2]}
     assert parse_env_kwargs(["a", "true", "b", "false", "c", "True"]) == {"a": True, "b": False, "c": True}
+    given = parse_env_kwargs(["a", '{"b": true, "c": null}', "d", "{open", "e", "null"])
+    assert given == {"a": {"b": True, "c": None}, "d": "{open", "e": "null"}
+    assert parse_env_kwargs(("a", [1, 2], "b", {"c": 1})) == {"a": [1, 2], "b": {"c": 1}}
     with pytest.raises(ValueError, match="pairs KEY VALUE, got 3"):
         parse_env_kwargs(["a", "1", "b"])
 
