@@ -142,7 +142,13 @@ class BatchedEnv(VectorEnv):
         """Restore what `get_state` gave, into an environment made with the same arguments."""
         self.np_random.bit_generator.state = state["generator"]
         for name in ("elapsed", *self.state_arrays):
-            getattr(self, name)[...] = state[name]
+            mine, saved = getattr(self, name), state[name]
+            if mine.shape != saved.shape:
+                raise ValueError(f"{name} has shape {mine.shape}, and was saved with {saved.shape}")
+            if mine.dtype == saved.dtype:
+                mine[...] = saved
+            else:  # it was made with one, and became the other
+                setattr(self, name, saved.copy())
 
     def render(self) -> tuple[Any, ...] | None:
         """One picture (H, W, 3) uint8, or one text, for each environment, as `render_mode` says."""

@@ -76,6 +76,9 @@ class In:
     def legal(self, field: str, members: np.ndarray, num_envs: int) -> np.ndarray:
         """Flags (N, A) bool: which of `members` (A,), the enumeration's values in its order, are allowed."""
         values = self.values
+        flagged = isinstance(values, Mapping) and any(flag is not None for flag in values.values())
+        if flagged or isinstance(values, np.ma.MaskedArray):  # what is False or hidden in it would count
+            raise ValueError(f"Field {field!r}: In() takes the legal values alone, got {values!r:.60}.")
         if not (isinstance(values, np.ndarray) and values.dtype.kind in "iu"):
             values = _as_numbers(values, field, padding=members.max() + 1)
         if values.ndim not in (1, 2) or (values.ndim == 2 and len(values) != num_envs):
@@ -118,7 +121,7 @@ class Mask:
         count, flags = len(members), np.asarray(self.flags)
         if flags.shape in ((0,), (num_envs, 0)):
             flags = np.zeros(count, bool)
-        if flags.shape not in ((count,), (num_envs, count)):
+        if flags.shape not in ((count,), (num_envs, count)) or isinstance(self.flags, np.ma.MaskedArray):
             raise ValueError(
                 f"Field {field!r}: Mask() takes one flag for each of its {count} members, of shape ({count},) or "
                 f"({num_envs}, {count}), got {flags.shape}."

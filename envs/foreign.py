@@ -257,18 +257,21 @@ class Guest(gym.Wrapper):
         return {"agent_mask": both[0], "action_mask": both[1:]}
 
     def _array(self, name: str, mask: Any, expected: str) -> np.ndarray:
+        what = f"Environment {self.index}: the {name} is {mask!r:.60}"
+        if isinstance(mask, np.ma.MaskedArray):  # what it hides would count
+            raise ValueError(f"{what}, a masked array; expected {expected}, 1 where legal and 0 elsewhere.")
         try:
             return np.array(mask)  # a copy
         except ValueError as error:  # rows of different lengths
-            what = f"Environment {self.index}: the {name} is {mask!r:.60}"
             raise ValueError(f"{what}; expected {expected}, 1 where legal.") from error
 
     def _known(self, info: Mapping[str, Any]) -> dict[str, float]:
         """What it knows about the episode that ended, as numbers; what is no number is reported once."""
         known = {}
         for name in set(KNOWN) & set(info):
-            if isinstance(info[name], bool | int | float | np.number | np.bool_) and np.isfinite(info[name]):
-                known[name] = float(info[name])
+            value = np.asarray(info[name])
+            if value.size == 1 and value.dtype.kind in "biuf" and np.isfinite(value).all():
+                known[name] = float(value.item())
             elif name not in self.told:
                 self.told.add(name)
                 gym.logger.warn(f"Environment {self.index}: info[{name!r}] is {info[name]!r}, no number; left out.")

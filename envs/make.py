@@ -17,7 +17,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs.base import BatchedEnv
+from envs.base import BatchedEnv, layers
 from envs.foreign import AsyncGuests, Guest, Seedless
 from envs.statistics import Statistics
 from envs.uniform import UniformVectorEnv
@@ -121,8 +121,7 @@ def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: b
         for signum in (signal.SIGINT, signal.SIGTERM):  # that many send to the whole group
             signal.signal(signum, signal.SIG_IGN)
     env = gym.make(env_id, **kwargs)
-    takes = inspect.signature(env.unwrapped.reset).parameters.values()
-    if not any(parameter.name == "seed" or parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+    if not _takes_seed(env):
         if index == 0:
             gym.logger.warn(f"reset() of {env_id} takes no seed, so a run of it cannot be repeated.")
         env.close()
@@ -130,6 +129,18 @@ def _make_guest(env_id: str, kwargs: dict[str, Any], index: int, require_mask: b
         spec.entry_point = lambda **kwargs: Seedless(make(**kwargs))  # inside of Gymnasium's wrappers, which pass one
         env = gym.make(spec)
     return Guest(env, index, require_mask, layout)
+
+
+def _takes_seed(env: gym.Env) -> bool:
+    """Whether a seed gets to the first `reset`, from outside, that somebody wrote with arguments of its own."""
+    for layer in layers(env):
+        takes = inspect.signature(layer.reset).parameters.values()
+        ours = any(
+            "reset" in vars(kind) for kind in type(layer).__mro__ if not kind.__module__.startswith("gymnasium.")
+        )
+        if ours and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+            return any(parameter.name == "seed" for parameter in takes)
+    return True
 
 
 def parse_env_kwargs(pairs: Sequence[Any] | Mapping[str, Any]) -> dict[str, Any]:

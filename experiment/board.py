@@ -40,6 +40,9 @@ class Board:
     def __init__(self, args: Any, step: int):
         self.args, self.folder = asdict(args), Path(args.resume).parent if args.resume else new_folder(args)
         self.checkpoint = self.folder / "checkpoint.pt"
+        if args.resume and Path(args.resume).name != self.checkpoint.name and self.checkpoint.exists():
+            aside = self.checkpoint.rename(self.folder / f"checkpoint_{int(time.time())}.pt")
+            say(f"{self.checkpoint} is {aside.name} now, for this run goes on from {Path(args.resume).name}.")
         if args.track:
             import wandb
 

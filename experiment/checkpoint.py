@@ -47,9 +47,10 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
             file.write(hashlib.sha256(buffer.getbuffer()).digest())
             file.flush()
             os.fsync(file.fileno())
-        with suppress(OSError):
-            path.with_name(PREVIOUS).unlink(missing_ok=True)
-            path.with_name(PREVIOUS).hardlink_to(path)
+        if path.exists():
+            with suppress(OSError):
+                path.with_name(PREVIOUS).unlink(missing_ok=True)
+                path.with_name(PREVIOUS).hardlink_to(path)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -122,6 +122,8 @@ def test_a_constraint_that_names_nothing_fails_closed(constraint, row):
     ([[7], [7], [7]], r"'tool'.*\(K,\) or \(2, K\), got \(3, 1\)"),
     (np.array([[[7]], [[7]]]), r"'tool'.*\(K,\) or \(2, K\), got \(2, 1, 1\)"),
     (np.int64(7), r"'tool'.*\(K,\) or \(2, K\), got \(\)"),
+    ({7: True, 40: False}, "'tool': In.. takes the legal values alone, got {7: True"),
+    (np.ma.masked_array([7, 40], [0, 1]), "'tool': In.. takes the legal values alone, got masked_array"),
 ])  # fmt: skip
 def test_what_in_refuses(values, words):
     with pytest.raises(ValueError, match=words):

@@ -646,6 +646,63 @@ def test_workers_end_with_a_training_that_does_not_close_them(how):
     assert process.exitcode == 0
 
 
+class Old(gym.Env):
+    """Seeded by a method, as before Gymnasium."""
+
+    observation_space, action_space, seeds = spaces.Box(0, 1, (1,)), spaces.Discrete(2), []
+
+    def seed(self, seed):
+        self.seeds.append(seed)
+
+    def reset(self):
+        return np.zeros(1, np.float32), {"action_mask": np.ones(2, np.int8)}
+
+
+class Modern(gym.Wrapper):
+    def reset(self, *, seed=None, options=None):
+        self.env.seed(seed)
+        return self.env.reset()
+
+
+class Passing(gym.Wrapper):
+    def reset(self, **kwargs):
+        return self.env.reset(**kwargs)
+
+
+def test_the_seed_gets_to_a_wrapper_that_seeds_an_old_environment():
+    gym.register("Test/Modern-v0", lambda: Passing(Modern(Old())), disable_env_checker=True)
+    Old.seeds.clear()
+    make_vec("Test/Modern-v0", 2).reset(seed=3)
+    assert len(set(Old.seeds)) == 2 and None not in Old.seeds
+    gym.register("Test/Old-v0", lambda: Passing(Old()), disable_env_checker=True)
+    with pytest.warns(UserWarning, match="takes no seed"):
+        make_vec("Test/Old-v0", 1)
+
+
+def test_masks_that_hide_entries_are_refused():
+    class Hidden(Doors):
+        def seen(self):
+            obs, info = super().seen()
+            return obs, info | {"action_mask": np.ma.masked_array([1, 1, 1], mask=[0, 0, 1])}
+
+    gym.register("Test/Hidden-v0", Hidden, disable_env_checker=True)
+    with pytest.raises(ValueError, match="Environment 0: the action mask is masked_array.data=.1, 1, --"):
+        make_vec("Test/Hidden-v0", 1).reset(seed=0)
+
+
+@pytest.mark.parametrize("success", [np.array(True), np.array([True]), 1, np.float32(1)])
+def test_success_may_be_any_number(success):
+    class Told(Doors):
+        def seen(self):
+            obs, info = super().seen()
+            return obs, info | {"success": success}
+
+    gym.register("Test/Told-v0", Told, disable_env_checker=True)
+    envs = make_vec("Test/Told-v0", 1, {"length": 1})
+    envs.reset(seed=0)
+    assert envs.step(np.zeros(1, int))[-1]["final_info"]["success"].tolist() == [1]
+
+
 def test_what_a_guest_calls_multiple_is_its_own():
     class Multiple(Doors):
         multiple = 2

@@ -30,6 +30,8 @@ class Walk(BatchedEnv):
             self.state_arrays = ("rewrad",)
         if kind == "scalar":
             self.state_arrays, self.level = (*Walk.state_arrays, "level"), np.float64(2)
+        if kind == "drifts":  # from whole numbers to floats
+            self.state_arrays, self.level = (*Walk.state_arrays, "level"), np.zeros(num_envs, np.int64)
 
     def _reset_rows(self, rows):
         self.reward[rows], self.done[rows] = 0, 0
@@ -65,6 +67,17 @@ def test_a_world_may_keep_rewards_and_terminations_in_state(kind):
     assert envs.ended["episodic_length"] == [2] * 6 and envs.ended["episodic_return"] == [1] * 6
 
 
+def test_state_that_became_another_type_is_restored_as_it_was():
+    envs, later = (make_vec("Test/Walk-v0", 3, {"kind": "drifts"}) for _ in range(2))
+    later.reset(seed=0)
+    envs.reset(seed=0)
+    envs.unwrapped.level = envs.unwrapped.level + 0.75
+    later.set_state(envs.get_state())
+    assert later.unwrapped.level.tolist() == [0.75] * 3
+    with pytest.raises(ValueError, match=r"elapsed has shape \(2,\), and was saved with \(3,\)"):
+        make_vec("Test/Walk-v0", 2).unwrapped.set_state(envs.unwrapped.get_state())
+
+
 def test_figures_of_another_shape_are_refused():
     envs = make_vec("Test/Walk-v0", 3, {"kind": "column"})
     envs.reset(seed=0)
@@ -84,7 +97,7 @@ def test_floats_in_a_space_of_whole_numbers_are_refused_before_a_buffer_cuts_the
 
 @pytest.mark.parametrize("kind, words", [
     ("typo", "'Walk' object has no attribute 'rewrad'"),
-    ("scalar", "does not support item assignment"),
+    ("scalar", "'float' object has no attribute 'shape'"),
 ])  # fmt: skip
 def test_state_that_cannot_be_saved_or_restored_is_refused_before_the_training(kind, words, tmp_path):
     with pytest.raises(ValueError, match=rf"get_state\(\) and set_state\(\) of .*Walk.* fail: .*{words}.*Expected di"):

@@ -182,3 +182,40 @@ def test_a_script_trains_on_it_in_self_play(tmp_path, monkeypatch, capsys):
     for episodes in ("1", "4"):  # no multiple of the three seats
         main("ppo_action_mask", "--eval-only", str(run_folder()), "--eval-episodes", episodes)
         assert json.loads(capsys.readouterr().out)["as_trained"]["episodic_return"] == 1
+
+
+class Cut(Race):
+    """Cut, for all seats at once, after three moves; a seat sees its hand, too."""
+
+    def observation_space(self, seat):
+        return spaces.Dict(super().observation_space(seat).spaces | {"hand": spaces.MultiBinary(2)})
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        self.moves = 0
+
+    def step(self, action):
+        if self.truncations[self.agent_selection]:
+            assert action is None
+            self.agents, self.rewards = self.agents[1:], {}
+            self.agent_selection = (self.agents or ["ann"])[0]
+            return
+        super().step(action)
+        self.moves += 1
+        if self.moves == 3:
+            self.truncations, self.agent_selection = dict.fromkeys(self.agents, True), self.agents[0]
+
+    def observe(self, seat):
+        return super().observe(seat) | {"hand": np.array([seat == "ann", 1], np.int8)}
+
+
+def test_a_games_own_truncation_is_one_and_every_key_is_seen(monkeypatch):
+    monkeypatch.setattr(sys.modules["race_v0"], "env", Cut)
+    env = PettingZoo(num_envs=3, game="race_v0")
+    obs, infos = env.reset(seed=0)
+    assert obs["hand"].tolist() == [[1, 1], [0, 1], [0, 1]] and obs["turn"].tolist() == [[1], [0], [0]]
+    for ended in (False, False, True):
+        actions = infos["action_mask"].argmax(1)  # who moves runs 1
+        _, _, terminations, truncations, infos = env.step(actions)
+        assert (truncations == ended).all() and not terminations.any()
+    assert infos["final_obs"]["observation"].tolist() == [[1, 1, 1]] * 3

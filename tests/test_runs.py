@@ -247,6 +247,16 @@ def test_whole_numbers_may_be_floats_and_arguments_a_dict():
     assert saved["total_timesteps"] == 64 and type(saved["total_timesteps"]) is int and saved["env_kwargs"] == kwargs
 
 
+def test_going_on_from_an_earlier_checkpoint_leaves_the_later_one(capsys):
+    main(PPO, *FLAGS, "--eval-episodes", "0", "--checkpoint-every", "1")
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    last = path.read_bytes()
+    main(PPO, "--resume", str(path.with_name(PREVIOUS)), "--eval-episodes", "0", "--checkpoint-every", "1")
+    (aside,) = (other for other in path.parent.glob("checkpoint_*.pt") if other.name != PREVIOUS)
+    assert aside.read_bytes() == last and checkpoint()["iteration"] == 2
+    assert f"{path} is {aside.name} now, for this run goes on from {PREVIOUS}" in capsys.readouterr().err
+
+
 def test_the_path_of_a_checkpoint_may_be_a_path():
     main(PPO, *FLAGS, "--eval-episodes", "0")
     (path,) = Path("runs").glob("*/checkpoint.pt")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import concatenate, create_empty_array
 
 from envs.base import BatchedEnv
 from envs.foreign import admit, reason
@@ -26,7 +27,7 @@ class PettingZoo(BatchedEnv):
     `Discrete(n + 1)`: the game's actions, counted from 0, and n to pass.
 
     ## Observation Space
-    A `Dict` of the game's `observation` as this seat sees it, and `turn` (1,) int8, 1 where it moves next.
+    A `Dict` of what this seat observes of the game, without the mask, and `turn` (1,) int8, 1 where it moves next.
 
     ## Rewards
     The game's, to each seat what it gives, when it gives it.
@@ -35,8 +36,9 @@ class PettingZoo(BatchedEnv):
     That of the game.
 
     ## Episode End
-    Of all seats at once. Termination: no seat is left, or each that is has ended. Truncation: after
-    `max_episode_steps` moves. `final_info` has `success`, `drawn` and `lost`: returns above, at and below 0.
+    Of all seats at once, where no seat is left, or each that is has ended. Truncation: after `max_episode_steps` moves,
+    or where the game cuts all that are left; else a termination. `final_info` has `success`, `drawn` and `lost`:
+    returns above, at and below 0.
 
     ## Action Mask
     `action_mask` (N, n + 1) int8, 1 where legal: the game's for who moves, to pass for all others. An illegal action
@@ -88,7 +90,8 @@ class PettingZoo(BatchedEnv):
         if not isinstance(actions[0], spaces.Discrete):
             raise ValueError(f"{game} takes actions of {actions[0]}; expected Discrete.")
         self.passing, self.first_action = int(actions[0].n), int(actions[0].start)
-        space = spaces.Dict(observation=seen[0]["observation"], turn=spaces.MultiBinary(1))
+        self.seen = spaces.Dict({key: part for key, part in seen[0].spaces.items() if key != "action_mask"})
+        space = spaces.Dict(self.seen.spaces | {"turn": spaces.MultiBinary(1)})
         super().__init__(num_envs, space, spaces.Discrete(self.passing + 1), max_episode_steps, render_mode)
         self.games = [first] + [make() for _ in range(num_envs // len(self.seats) - 1)]
         self.masks = np.zeros((num_envs, self.passing + 1), np.int8)
@@ -111,22 +114,29 @@ class PettingZoo(BatchedEnv):
         rewards, over = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
         for index, game in enumerate(self.games):
             start = index * len(self.seats)
-            row = start + self.seats.index(game.agent_selection)
+            rows, row = slice(start, start + len(self.seats)), start + self.seats.index(game.agent_selection)
             action = int(actions[row])
             if action != self.passing and self.masks[row, action]:
                 with _blaming(row, f"step({action + self.first_action})"):
-                    self._play(game, action + self.first_action, rewards[start : start + len(self.seats)])
-                over[start : start + len(self.seats)] = not game.agents
+                    ended = self._play(game, action + self.first_action, rewards[rows])
+                over[rows] = not game.agents and ended
+                if not game.agents and not ended:  # the game's own truncation
+                    self.elapsed[rows] = self.max_episode_steps
                 self._look(index)
         self.totals += rewards
         return rewards, over
 
-    def _play(self, game: Any, action: int | None, rewards: np.ndarray) -> None:
-        """One move, and the formal ones of seats that are out; adds what each seat gets to `rewards`, in place."""
+    def _play(self, game: Any, action: int | None, rewards: np.ndarray) -> bool:
+        """One move, and the formal ones of seats that are out; adds what each seat gets to `rewards`, in place.
+
+        Returns whether the move has ended the game for some seat, rather than cut it.
+        """
         game.step(action)
+        ended = any(game.terminations[seat] for seat in game.agents)
         rewards += [game.rewards.get(seat, 0) for seat in self.seats]
         while game.agents and (game.terminations[game.agent_selection] or game.truncations[game.agent_selection]):
             game.step(None)  # pays nothing, and takes the seat off the list
+        return ended
 
     def _look(self, index: int) -> None:
         game, start = self.games[index], index * len(self.seats)
@@ -145,9 +155,10 @@ class PettingZoo(BatchedEnv):
         for row in rows:
             game, seat = self.games[row // len(self.seats)], self.seats[row % len(self.seats)]
             with _blaming(row, "observe()"):
-                given = game.observe(seat)["observation"]
-            seen.append(admit(self.single_observation_space["observation"], given, row))
-        return {"observation": np.array(seen), "turn": 1 - self.masks[rows, -1:]}
+                given = game.observe(seat)
+            seen.append(admit(self.seen, given, row))
+        batch = concatenate(self.seen, seen, create_empty_array(self.seen, len(rows)))
+        return dict(batch) | {"turn": 1 - self.masks[rows, -1:]}
 
     def _info(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return {"action_mask": self.masks[rows].copy()}
