@@ -81,11 +81,8 @@ class Guest(gym.Wrapper):
         self.uses = next((e.uses for e in chain if hasattr(type(e), "uses") or "uses" in vars(e)), None)
         if require_mask:
             self._refuse_renumbering(chain)
-        if index == 0 and any(hasattr(e, name) for e in chain for name in ("obs_rms", "return_rms")):
-            gym.logger.warn(
-                f"{env} learns statistics of its own, which no checkpoint holds and every evaluation begins anew. Take "
-                f"its wrapper away, and use --norm-obs or --norm-reward."
-            )
+        if index == 0:
+            warn_of_statistics(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset, with the mask in the info."""
@@ -451,6 +448,15 @@ class GuestBatch(VectorWrapper):
         return ValueError(
             f"{call} of {self.env} raised {type(error).__name__}: {reason(error)}. Expected {expected}, each of "
             f"{self.num_envs} rows."
+        )
+
+
+def warn_of_statistics(env: gym.Env | VectorEnv) -> None:
+    """Warn of Gymnasium's normalizing wrappers."""
+    if any(hasattr(layer, name) for layer in layers(env) for name in ("obs_rms", "return_rms")):
+        gym.logger.warn(
+            f"{env} learns statistics of its own, which no checkpoint holds and every evaluation begins anew. Take its "
+            f"wrapper away, and use --norm-obs or --norm-reward."
         )
 
 

@@ -21,7 +21,7 @@ from gymnasium.vector.utils import batch_space
 
 from envs.base import BatchedEnv, layers
 from envs.constraints import VectorMaskFunction
-from envs.foreign import KNOWN, AsyncGuests, Guest, GuestBatch
+from envs.foreign import KNOWN, AsyncGuests, Guest, GuestBatch, warn_of_statistics
 from envs.masks import action_nvec, check_action_mask, check_grid_masks, check_uses, grid_nvec, illegal_actions
 from envs.observations import (
     check_kind,
@@ -128,6 +128,7 @@ class UniformVectorEnv(VectorWrapper):
                 shape = (shape[0] + self.nvec.sum() + 1,)
             self.single_observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
             self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        warn_of_statistics(env)
         chain = layers(env)
         self.declared = next((e for e in chain if isinstance(e, VectorMaskFunction)), None)
         asked = next((e for e in chain if getattr(e, "field_masks", None)), None)

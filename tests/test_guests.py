@@ -16,6 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from envs.episodes import evaluate
 from envs.foreign import AsyncGuests, admit
 from envs.make import make_vec
+from envs.uniform import UniformVectorEnv
+from envs.worlds.job_routing import make_job_routing_vec
 
 BOTH = pytest.mark.parametrize("async_envs", [False, True])
 
@@ -721,6 +723,8 @@ def test_statistics_that_an_environment_learns_by_itself_are_warned_of():
     gym.register("Test/Own-v0", lambda: gym.wrappers.NormalizeReward(Doors()), disable_env_checker=True)
     with pytest.warns(UserWarning, match="learns statistics of its own.*--norm-obs or --norm-reward"):
         make_vec("Test/Own-v0", 2)
+    with pytest.warns(UserWarning, match="learns statistics of its own.*--norm-obs or --norm-reward"):
+        UniformVectorEnv(gym.wrappers.vector.NormalizeReward(make_job_routing_vec(2)))
 
 
 class Dice(Doors):
