@@ -11,7 +11,7 @@
 | `board.py` | TensorBoard: tags, text, HParams, layout |
 | `pictures.py` | the trained agent playing, what it attends to, what a team does |
 | `notes.py` | what is said on the way, and why a run does not begin |
-| `signals.py` | SIGINT and SIGTERM as a wish to stop |
+| `signals.py` | SIGINT and SIGTERM as a wish to stop; what is kept where an environment fails |
 
 A script calls a `Run`, which calls back for two things only: actions for these observations and masks (`play`), and
 what the agent looks at, for a picture (`look`). `experiment` imports `envs`, and neither imports a script.

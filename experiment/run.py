@@ -29,7 +29,7 @@ from experiment.flags import check_flags
 from experiment.notes import attempt, say
 from experiment.pictures import Look, write_pictures
 from experiment.ranks import gather, mean_over_ranks, rank_seed
-from experiment.signals import StopOnSignal
+from experiment.signals import StopOnSignal, rescuing
 
 
 class Run:
@@ -78,6 +78,7 @@ class Run:
             check_frame(partial(self.make_one, render_mode="rgb_array"))
         count = 1 if self.args.eval_only else num_envs  # one is enough to tell shapes, where none of them is stepped
         self.envs = self.make_vec(count, require_mask=self.args.mask_mode != "none", learns=not self.args.eval_only)
+        self.envs.step = rescuing(self, self.envs.step)
         return self.envs
 
     def place(self, module: nn.Module) -> nn.Module:
@@ -137,11 +138,11 @@ class Run:
                     self.statistics.average(self.mean)
                 self.bar.update(self.steps)
                 if self.args.checkpoint_every and self.iteration % self.args.checkpoint_every == 0:
-                    self._save()
+                    self.save()
                 self._heed(stop)
             wanted = self.num_iterations and (self.args.save_model or self.stopped_by)
             if wanted and self.mean(torch.tensor(float(self.unsaved or self.saved != self.iteration))) > 0:
-                self._save()
+                self.save()
                 self._heed(stop)
 
     def tensor(self, array: np.ndarray) -> Tensor:
@@ -211,7 +212,8 @@ class Run:
         if self.mean(torch.tensor(float(stop.stopped_by is not None))) > 0:
             self.stopped_by = stop.stopped_by or signal.SIGTERM  # that of another rank
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint of the last iteration; ValueError as `check_finite`."""
         self.check_finite(*self.model.parameters())
         ranks, self.saved = gather(rank_state(self)), self.iteration
         if self.board:

@@ -683,6 +683,25 @@ def test_an_interrupted_evaluation_ends_with_a_sentence(monkeypatch, tmp_path, c
     assert [event.value for event in tensorboard(tmp_path).Scalars("eval/episodic_return")] == [4.0]
 
 
+def test_an_environment_that_fails_leaves_the_agent_of_the_last_iteration(monkeypatch, capsys):
+    step, count = Door.step, []
+
+    def fails(door, action):
+        count.append(1)
+        if len(count) == 80:
+            raise ConnectionError("the door is gone")
+        return step(door, action)
+
+    monkeypatch.setattr(Door, "step", fails)
+    flags = (*SMALL[PPO], "--env-id", "Test/Door-v0", "--total-timesteps", "128", "--eval-episodes", "0")
+    with pytest.raises(ValueError, match="Environment .: step.* raised ConnectionError: the door is gone"):
+        main(PPO, *flags)
+    (path,) = Path("runs").glob("*/checkpoint.pt")
+    assert checkpoint()["iteration"] == 2 and f"the agent after 64 steps is in {path}" in capsys.readouterr().err
+    main(PPO, "--resume", str(path), "--eval-episodes", "0")
+    assert checkpoint()["iteration"] == 4
+
+
 @pytest.mark.parametrize("every", ["0", "1"])
 def test_a_signal_while_the_last_checkpoint_is_written_leaves_it_whole(monkeypatch, capsys, every):
     sync, calls = os.fsync, []
