@@ -91,10 +91,11 @@ NOTHING_TO_FORBID = ("RepeatPreviousEasy", "HigherLowerEasy")  # worlds without 
 MASKED_OR_NOT = {"mask": "--mask-mode mask", "none": "--mask-mode none"}
 
 HARVEST = (
-    "--env-id Masked/MicroRTSHarvest-v0 --env-kwargs units_only True size {point} --total-timesteps 500000 "
-    "--num-envs 10 --num-steps 200 --minibatch-size 250 --update-epochs 10 --learning-rate 3e-4 --gae-lambda 0.97 "
-    "--hidden-dim 128 --norm-obs --eval-episodes 20 --no-save-model"
+    "--env-id Masked/MicroRTSHarvest-v0 --total-timesteps 500000 --num-envs 10 --num-steps 200 --minibatch-size 250 "
+    "--update-epochs 10 --learning-rate 3e-4 --gae-lambda 0.97 --hidden-dim 128 --norm-obs --eval-episodes 20 "
+    "--no-save-model"
 )
+AS_PUBLISHED = f"{HARVEST} --env-kwargs units_only True size {{point}}"  # with the paper's masks, of units alone
 
 TEAMS = f"--total-timesteps 400000 --eval-episodes 100 --no-save-model {MICRORTS} 1000 opponents {{point}}"
 TEAM_ARMS = {
@@ -127,7 +128,7 @@ STUDIES = {
     # environments with 200 steps, an episode: each logged return is the mean of 10 episodes.
     "microrts": Study(
         "ppo_action_mask",
-        HARVEST,
+        AS_PUBLISHED,
         (4, 10, 24),
         ARMS,
         (1, 2),
@@ -138,7 +139,7 @@ STUDIES = {
     **{
         f"microrts_{name}": Study(
             "ppo_action_mask",
-            HARVEST,
+            AS_PUBLISHED,
             (4, 10),
             {"mask": "--mask-mode mask"},
             (1, 2),

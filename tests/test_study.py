@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 
@@ -12,6 +13,20 @@ from script import ROOT
 import benchmark.locks
 import benchmark.signals  # noqa: F401, both register their worlds
 from envs.make import make_vec
+from experiment.flags import parse
+
+
+def test_the_flags_of_every_study_and_of_every_score_are_flags(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmark")
+    studies, runs = importlib.import_module("study").STUDIES, importlib.import_module("scores").RUNS
+    cases = [
+        (s.script, f"{s.flags} {arm}".format(point=s.points[0])) for s in studies.values() for arm in s.arms.values()
+    ]
+    cases += [
+        (script, stage) for script, names in runs.items() for flags in names.values() for stage in flags.split("&&")
+    ]
+    for script, flags in cases:
+        parse(importlib.import_module(script).Args, shlex.split(flags))
 
 
 def test_a_study_goes_on_with_the_runs_that_are_missing(tmp_path):
