@@ -32,7 +32,7 @@ def test_every_line_is_a_command_that_is_tested():
 
 def execute(folder, command):
     """The command, with few steps, in a folder."""
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     ranks = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
     script = re.search(SCRIPT, command)[1]
     flags = words[words.index(f"{script}.py") + 1 :] + ["--eval-episodes", "4"]
