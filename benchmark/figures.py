@@ -381,7 +381,9 @@ def draw_microrts() -> None:
             curves = np.array([run["curve"] for run in runs if (run["arm"], run["point"]) == (arm, size)])
             if len(curves):  # not every arm is recorded on the largest map
                 band(axes, curves[0, :, 0], curves[:, :, 1].T, color, arm)
-    save_with_legend(figure, maps[0], "study_microrts")
+    names = maps[0].get_legend_handles_labels()  # all arms; on the largest map there is room for them
+    maps[-1].legend(*names, labelcolor=INK, framealpha=0, fontsize=8, loc=(0.7, 0.12))
+    save(figure, "study_microrts")
 
 
 def draw_teams() -> None:
