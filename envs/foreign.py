@@ -254,13 +254,14 @@ class Guest(gym.Wrapper):
         return {"agent_mask": both[0], "action_mask": both[1:]}
 
     def _array(self, name: str, mask: Any, expected: str) -> np.ndarray:
-        what = f"Environment {self.index}: the {name} is {mask!r:.60}"
-        if isinstance(mask, np.ma.MaskedArray):  # what it hides would count
-            raise ValueError(f"{what}, a masked array; expected {expected}, 1 where legal and 0 elsewhere.")
+        cause = None
         try:
-            return np.array(mask)  # a copy
+            if not isinstance(mask, np.ma.MaskedArray):  # what it hides would count
+                return np.array(mask)  # a copy
         except ValueError as error:  # rows of different lengths
-            raise ValueError(f"{what}; expected {expected}, 1 where legal.") from error
+            cause = error
+        what = f"Environment {self.index}: the {name} is {mask!r:.60}"  # repr is slow
+        raise ValueError(f"{what}; expected {expected}, 1 where legal and 0 elsewhere.") from cause
 
     def _known(self, info: Mapping[str, Any]) -> dict[str, float]:
         """What it knows about the episode that ended, as numbers; what is no number is reported once."""
