@@ -1306,7 +1306,8 @@ def machines() -> Iterator[Case]:
     def in_evaluation(name: str) -> str:
         kinds = {"ppo_gridwise": "Lamps", "ppo_attention_mask": "Sets"}
         endless = guest(kinds.get(name, "Doors"), length=10**9)
-        running = process(name, "--total-timesteps", "64", *endless, "--eval-episodes", "4", "--eval-max-steps", str(10**9))
+        endless += ("--eval-episodes", "4", "--eval-max-steps", str(10**9))
+        running = process(name, "--total-timesteps", "64", *endless)
         wait_for("runs/*/checkpoint.pt", running)
         time.sleep(1)
         running.send_signal(signal.SIGINT)
